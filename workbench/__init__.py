@@ -1,0 +1,69 @@
+"""workbench: look inside a language model, change it while it thinks, and share what you see.
+
+The public names load when they are first used, so `import workbench` is instant and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "workbench.model.load",
+    "shipped": "workbench.model.load",
+    "Model": "workbench.model.model",
+    "Prompt": "workbench.records",
+    "Prompts": "workbench.records",
+    "Generation": "workbench.records",
+    "Receipt": "workbench.records",
+    "Site": "workbench.sites",
+    "Scope": "workbench.scopes",
+    "Tokens": "workbench.tensors",
+    "Trace": "workbench.tensors",
+    "Activations": "workbench.tensors",
+    "Intervention": "workbench.tensors",
+    "Readout": "workbench.tensors",
+    "Arm": "workbench.tensors",
+    "calibrate": "workbench.interventions.calibrate",
+    "compare": "workbench.comparison.run",
+    "Table": "workbench.comparison.table",
+    "Figure": "workbench.comparison.table",
+    "report": "workbench.reporting.build",
+    "Live": "workbench.model.live",
+    "score_branches": "workbench.model.branches",
+    "WorkbenchError": "workbench.errors",
+}
+_PACKAGES = (
+    "prompts",
+    "tasks",
+    "steering",
+    "decoding",
+    "interventions",
+    "registry",
+    "zoo",
+    "sites",
+)
+
+__all__ = [*_HOMES, *_PACKAGES, "data_path"]
+
+
+def data_path() -> Path:
+    """The folder with the shipped models: beside the package in a wheel, at the root of a checkout."""
+    here = Path(__file__).resolve().parent
+    inside = here / "data"
+    return inside if inside.is_dir() else here.parent / "data"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"workbench.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

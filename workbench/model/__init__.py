@@ -1,0 +1,1 @@
+"""The model layer: the only place that registers hooks or knows an architecture."""

@@ -1,0 +1,212 @@
+"""The reference backend: torch hooks on the untouched Hugging Face module, and three taps beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from workbench.errors import SiteUnavailable, WorkbenchError, nearest
+from workbench.model.backends import attention_tap, expert_tap
+from workbench.model.backends.base import Step, Tap
+from workbench.model.layouts.base import Dims, Layout, Point, Side
+from workbench.sites import Site
+
+
+class Transformers:
+    """Runs the Hugging Face module itself: its numbers, its weights, its speed."""
+
+    name = "transformers"
+
+    def __init__(self, hf: nn.Module, layout: Layout, dims: Dims, tokenizer: Any = None):
+        self.hf, self.layout, self.dims = hf, layout, dims
+        self.blocks: Sequence[nn.Module] = hf.get_submodule(layout.blocks)
+        self._shape = (0, 0)
+
+    def unwrap(self) -> nn.Module:
+        """The Hugging Face module."""
+        return self.hf
+
+    def new_cache(self) -> Any:
+        """An empty dynamic cache of this model's layer kinds."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.hf.config)
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        cache: Any,
+        use_cache: bool,
+        keep: int,
+    ) -> Step:
+        """See `Backend.forward`. A 4-D `mask` goes to the model as it is (packed branches)."""
+        self._shape = (ids.shape[0], ids.shape[1])
+        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        out = self.hf(
+            input_ids=ids,
+            use_cache=use_cache,
+            logits_to_keep=keep,
+            **{k: v for k, v in given.items() if v is not None},
+        )
+        return Step(out.logits, out.past_key_values if use_cache else None)
+
+    def check(self, site: Site, *, write: bool) -> None:
+        """Raise where this model has no such site; whatever it has can be read and written."""
+        self._place(site)
+
+    @contextmanager
+    def attach(self, taps: Sequence[Tap]) -> Iterator[None]:
+        """Hooks for the taps, gone again on leaving."""
+        with ExitStack() as stack:
+            attention: dict[int, dict[str, Any]] = {}
+            # a resid_mid write reaches the block's output, so its hook must run before resid_post's
+            for tap in sorted(taps, key=lambda t: t.site.part == "resid_post"):
+                if tap.site.part == "logits":
+                    stack.callback(self._hook_logits(tap).remove)
+                    continue
+                module, point = self._place(tap.site)
+                if point.via == "attention":
+                    attention.setdefault(tap.site.layer or 0, {})[tap.site.part] = tap.fn
+                elif point.via == "experts":
+                    stack.enter_context(expert_tap.tapped(module, tap.fn, lambda: self._shape))
+                else:
+                    self._hook(stack, module, point, tap)
+            for layer, fns in attention.items():
+                module = self.blocks[layer].get_submodule(self.layout.attention)
+                stack.enter_context(attention_tap.tapped(module, fns))
+            yield
+
+    def _hook(self, stack: ExitStack, module: nn.Module, point: Point, tap: Tap) -> None:
+        if point.via == "router":
+            stack.callback(self._hook_router(module, tap).remove)
+        elif point.via == "resid_mid" and tap.writes:
+            for handle in self._hook_resid_mid(module, self.blocks[tap.site.layer or 0], tap):
+                stack.callback(handle.remove)
+        else:
+            stack.callback(self._hook_plain(module, point, tap).remove)
+
+    def _hook_plain(self, module: nn.Module, point: Point, tap: Tap) -> Any:
+        fn, view, dims = tap.fn, point.view, self.dims
+
+        def change(raw: Tensor) -> Tensor | None:
+            h = view.read(raw, dims)
+            new = fn(h)
+            return None if new is h else view.write(raw, new, dims)
+
+        if point.side == "in":
+            return _pre_hook(module, change)
+
+        def after(_module: nn.Module, _args: Any, out: Any) -> Any:
+            new = change(out[0] if isinstance(out, tuple) else out)
+            if new is None:
+                return None
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        return module.register_forward_hook(after)
+
+    def _hook_resid_mid(self, norm: nn.Module, block: nn.Module, tap: Tap) -> tuple[Any, Any]:
+        """The norm's input misses the skip connection: carry the change to the block's output."""
+        carried: list[Tensor] = []
+
+        def before(raw: Tensor) -> Tensor | None:
+            new = tap.fn(raw)
+            if new is raw:
+                return None
+            carried.append(new - raw)
+            return new
+
+        def after(_module: nn.Module, _args: Any, out: Any) -> Any:
+            if not carried:
+                return None
+            delta = carried.pop()
+            return (out[0] + delta, *out[1:]) if isinstance(out, tuple) else out + delta
+
+        return _pre_hook(norm, before), block.register_forward_hook(after)
+
+    def _hook_router(self, gate: nn.Module, tap: Tap) -> Any:
+        def after(module: nn.Module, args: Any, out: Any) -> Any:
+            logits = out[0].unflatten(0, self._shape)
+            new = tap.fn(logits)
+            if new is logits:
+                return None
+            return expert_tap.rerouted(module, args, new.flatten(0, 1))
+
+        return gate.register_forward_hook(after)
+
+    def _hook_logits(self, tap: Tap) -> Any:
+        def after(_module: nn.Module, _args: Any, out: Any) -> Any:
+            new = tap.fn(out.logits)
+            if new is not out.logits:
+                out.logits = new
+            return out
+
+        return self.hf.register_forward_hook(after)
+
+    def _place(self, site: Site) -> tuple[nn.Module, Point]:
+        """The module and point of a site, or `SiteUnavailable` with the reason."""
+        if site.part == "logits":
+            return self.hf, Point("")
+        if site.part.startswith("hf:"):
+            return self._any_module(site)
+        root = self.hf if site.layer is None else self.blocks[site.layer]
+        point = (self.layout.outside if site.layer is None else self.layout.inside).get(site.part)
+        reason = self._lacking(site, point, root)
+        if reason or point is None:
+            raise SiteUnavailable(
+                f"site {site}",
+                f"{self.hf.config.model_type} has none: {reason}",
+                expected="a site from model.sites()",
+                got=str(site),
+                do="no backend can offer it on this model",
+            )
+        return root.get_submodule(point.module), point
+
+    def _lacking(self, site: Site, point: Point | None, root: nn.Module) -> str:
+        """Why the site does not exist here, or ''."""
+        if point is None:
+            return f"the {self.layout.name} layout has no {site.part}"
+        if site.part == "resid_mid" and self.layout.parallel(self.hf.config):
+            return "attention and MLP run in parallel"
+        routed = hasattr(getattr(root, "mlp", None), "experts")
+        if routed and site.part in ("mlp_pre", "mlp_post"):
+            return "an MoE block has neurons per expert: use expert"
+        try:
+            module = root.get_submodule(point.module)
+        except AttributeError:
+            return f"block has no module {point.module!r}"
+        if point.via == "attention" and not attention_tap.supported(module):
+            return "its attention does not go through transformers' attention interface"
+        if point.via == "experts" and not expert_tap.supported(module):
+            return "its experts are not fused, gated and without bias"
+        return ""
+
+    def _any_module(self, site: Site) -> tuple[nn.Module, Point]:
+        path, side = site.part.removeprefix("hf:").rsplit(":", 1)
+        names = [name for name, _ in self.hf.named_modules()]
+        if path not in names:
+            raise WorkbenchError(
+                f"site {site}",
+                "no such module",
+                expected=f"a module path, nearest: {nearest(path, names)}",
+                got=path,
+                do="model.hf.named_modules() lists them",
+            )
+        picked: Side = "in" if side == "in" else "out"
+        return self.hf.get_submodule(path), Point(path, picked)
+
+
+def _pre_hook(module: nn.Module, change: Any) -> Any:
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            new = change(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        new = change(kwargs["hidden_states"])
+        return None if new is None else (args, {**kwargs, "hidden_states": new})
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)

@@ -1,0 +1,280 @@
+"""An intervention bound to a model: checked before anything runs, applied at its site, and receipted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from workbench import registry
+from workbench.errors import EditDidNothing, EditError
+from workbench.model.layouts.base import Dims
+from workbench.model.positions import Frame
+from workbench.operations import WIDTH_TENSORS, Context, operation
+from workbench.records import Receipt
+from workbench.scopes import Scope
+from workbench.sites import Index, Site
+from workbench.tensors import Fingerprint, Intervention
+
+
+class BoundEdit:
+    """One intervention at one site of one run."""
+
+    def __init__(self, edit: Intervention, site: Site, weights: dict[str, Tensor], dims: Dims):
+        self.edit, self.site = edit, site
+        self._weights, self._ready = weights, False
+        self._operation = operation(edit.operation)
+        self._context = Context(edit.params, rule=_rule(edit))
+        self._key_scope = edit.params.get("keys")
+        self._axes = site.axes
+        self._flat_width = _flat_width(weights, site, dims)
+        self._strength = edit.strength
+        self._pos = site.selector("pos")
+        self.fired = self.positions = 0
+        self._change: Tensor | float = 0.0
+
+    def apply(self, h: Tensor, frame: Frame) -> Tensor:
+        """The activation after this edit; `h` itself where the scope covers nothing."""
+        self.fired += 1
+        cover = self._cover(frame, h)
+        covered = h.shape[0] * h.shape[self._token_dim] if cover is None else int(cover.sum())
+        self.positions += covered
+        if not covered:
+            return h
+        piece = select(h, self.site)
+        new = self._operate(piece, frame)
+        if cover is not None:
+            new = torch.where(self._spread(cover, piece), new, piece)
+        self._change = self._change + torch.linalg.vector_norm((new - piece).float()) ** 2
+        return new if piece is h else scatter(h, self.site, new)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        if isinstance(self._strength, Tensor):
+            self._strength = self._strength[rows]
+
+    def receipt(self) -> Receipt:
+        """What it did so far."""
+        change = float(self._change) ** 0.5
+        return Receipt(self.edit.label, str(self.site), self.fired, self.positions, change)
+
+    @property
+    def _token_dim(self) -> int:
+        return 1 + next(i for i, axis in enumerate(self._axes) if axis in ("pos", "q"))
+
+    def _cover(self, frame: Frame, h: Tensor) -> Tensor | None:
+        keys = self._axes[0] == "head" and self._axes[1] == "pos"
+        cover = frame.mask(self.edit.scope, keys=keys)
+        if self._pos is not None:
+            cover = _at_positions(frame, self._pos, cover, keys)
+        # a sliding cache and kept logits hold only the last columns
+        return cover if cover is None else cover[:, -h.shape[self._token_dim] :]
+
+    def _operate(self, piece: Tensor, frame: Frame) -> Tensor:
+        if not self._ready:
+            self._weights = {k: w.to(piece.device, piece.dtype) for k, w in self._weights.items()}
+            self._ready = True
+        context = self._context
+        if self._key_scope is not None:
+            keys = frame.mask(Scope.parse(self._key_scope), keys=True)
+            cover = None if keys is None else keys[:, None, None, -piece.shape[-1] :]
+            context = replace(context, keys=None if cover is None else cover.to(piece))
+        strength = self._rows(piece)
+        if self._flat_width:
+            flat = self._operation(piece.flatten(2), self._weights, strength, context)
+            return flat.unflatten(2, piece.shape[2:])
+        return self._operation(piece, self._weights, strength, context)
+
+    def _rows(self, piece: Tensor) -> float | Tensor:
+        if not isinstance(self._strength, Tensor):
+            return float(self._strength)
+        dims = 3 if self._flat_width else piece.dim()
+        return self._strength.to(piece).reshape(-1, *[1] * (dims - 1))
+
+    def _spread(self, cover: Tensor, piece: Tensor) -> Tensor:
+        shape = [1] * piece.dim()
+        shape[0], shape[self._token_dim] = cover.shape
+        return cover.to(piece.device).reshape(shape)
+
+
+def bind(
+    edits: list[Intervention],
+    parse: Callable[[str], list[Site]],
+    dims: Dims,
+    model: Fingerprint,
+    n_rows: int,
+) -> list[BoundEdit]:
+    """Every edit at every site it names, in order. Switched-off edits are checked and left out.
+
+    Raises:
+        EditError: an edit of another width or depth, of an unknown operation, or with per-row
+            strengths for another number of rows.
+    """
+    bound = []
+    for edit in edits:
+        if not isinstance(edit, Intervention):
+            raise EditError(
+                "edits",
+                "holds something that is not an Intervention",
+                expected="a list of Intervention",
+                got=type(edit).__name__,
+                do="fit a method, or wb.load_edit(path)",
+            )
+        _check_model(edit, model)
+        _check_rows(edit, n_rows)
+        for text, weights in edit.tensors.items():
+            for site in parse(text):
+                _check_width(edit, site, dict(weights), dims)
+                if not edit.is_zero:
+                    bound.append(BoundEdit(edit, site, dict(weights), dims))
+    return bound
+
+
+def check_receipts(bound: list[BoundEdit], *, saw_generated: bool) -> tuple[Receipt, ...]:
+    """Receipts of a finished run.
+
+    Raises:
+        EditDidNothing: a site never reached, a scope that covered nothing, or no change, unless the
+            edit or its scope declares itself conditional.
+        EditError: an edit that made activations infinite or NaN.
+    """
+    receipts = tuple(one.receipt() for one in bound)
+    for one, receipt in zip(bound, receipts, strict=True):
+        edit, where = one.edit, f"edit {receipt.edit!r} at {receipt.site}"
+        if not receipt.fired:
+            raise _nothing(where, "was never reached", "a site this forward runs through")
+        if edit.conditional or edit.scope.conditional:
+            continue
+        if not receipt.positions:
+            waiting = any(t.kind == "generated" for t in edit.scope.include) and not saw_generated
+            if waiting:
+                continue
+            raise _nothing(
+                where, f"covered no position (scope {edit.scope})", "a scope inside the run"
+            )
+        if receipt.change == 0:
+            raise _nothing(where, "changed nothing", "a change at non-zero strength")
+        if not torch.isfinite(torch.tensor(receipt.change)):
+            raise EditError(
+                where,
+                "made the activations infinite or NaN",
+                expected="a finite change",
+                got=receipt.change,
+                do="lower its strength",
+            )
+    return receipts
+
+
+def select(h: Tensor, site: Site) -> Tensor:
+    """The part of `h` that the head, neuron and expert selectors mean; axes are kept."""
+    for dim, index in _picks(site):
+        one = isinstance(index, int)
+        h = (
+            h.narrow(dim, index % h.shape[dim], 1)
+            if one
+            else h[(slice(None),) * dim + (list(index),)]
+        )
+    return h
+
+
+def scatter(h: Tensor, site: Site, new: Tensor) -> Tensor:
+    """A copy of `h` with the selected part replaced by `new`."""
+    out = h.clone()
+    where: list[object] = [slice(None)] * h.dim()
+    for dim, index in _picks(site):
+        where[dim] = [index] if isinstance(index, int) else list(index)
+    if sum(isinstance(w, list) for w in where) > 1:
+        raise EditError(
+            f"site {site}",
+            "selects along two axes at once",
+            expected="one of head, neuron, expert",
+            got=str(site),
+            do="use two edits",
+        )
+    out[tuple(where)] = new  # pyright: ignore[reportArgumentType]
+    return out
+
+
+def _picks(site: Site) -> list[tuple[int, Index]]:
+    return [(1 + site.axes.index(k), v) for k, v in site.selectors if k != "pos"]
+
+
+def _at_positions(frame: Frame, pos: Index, cover: Tensor | None, keys: bool) -> Tensor:
+    at = frame.all_positions if keys else frame.positions
+    chosen = torch.zeros_like(at, dtype=torch.bool)
+    for p in [pos] if isinstance(pos, int) else pos:
+        chosen |= at == (frame.prompt_lengths + p if p < 0 else p)
+    return chosen if cover is None else chosen & cover
+
+
+def _rule(edit: Intervention):
+    if edit.operation != "adaptive":
+        return None
+    return registry.get("rules", str(edit.params.get("rule"))).change
+
+
+def _widths(site: Site, dims: Dims) -> tuple[int, int]:
+    """Width of the last axis, and of all axes after `pos` flattened (0 where the same)."""
+    heads = dims.n_kv_heads if site.part in ("k", "v") else dims.n_heads
+    picked = site.selector("head") if "head" in site.axes else site.selector("expert")
+    if site.axes == ("pos", "head", "d_head"):
+        n = heads if picked is None else 1 if isinstance(picked, int) else len(picked)
+        return dims.d_head, n * dims.d_head
+    width = {"d": dims.d_model, "vocab": dims.n_vocab, "expert": dims.n_experts}
+    return width.get(site.axes[-1], 0), 0
+
+
+def _flat_width(weights: dict[str, Tensor], site: Site, dims: Dims) -> bool:
+    last, flat = _widths(site, dims)
+    sizes = {w.shape[-1] for k, w in weights.items() if k in WIDTH_TENSORS and w.dim()}
+    return bool(flat) and flat != last and flat in sizes
+
+
+def _check_width(edit: Intervention, site: Site, weights: dict[str, Tensor], dims: Dims) -> None:
+    last, flat = _widths(site, dims)
+    if not last or site.part.startswith("hf:") or "neuron" in dict(site.selectors):
+        return
+    for name, tensor in weights.items():
+        if name in WIDTH_TENSORS and tensor.dim() and tensor.shape[-1] not in (last, flat, 1):
+            raise EditError(
+                f"edit {edit.label!r} at {site}",
+                f"{name} has another width than the site",
+                expected=f"{last}" + (f" or {flat}" if flat else ""),
+                got=tensor.shape[-1],
+                do="fit it on this model",
+            )
+
+
+def _check_model(edit: Intervention, model: Fingerprint) -> None:
+    made = edit.model
+    if made and (made.d_model, made.n_layers) != (model.d_model, model.n_layers):
+        raise EditError(
+            f"edit {edit.label!r}",
+            "was made on a model of another width or depth",
+            expected=f"d_model {model.d_model}, {model.n_layers} layers",
+            got=f"d_model {made.d_model}, {made.n_layers} layers ({made.name})",
+            do="fit it on this model",
+        )
+
+
+def _check_rows(edit: Intervention, n_rows: int) -> None:
+    if isinstance(edit.strength, Tensor) and edit.strength.shape != (n_rows,):
+        raise EditError(
+            f"edit {edit.label!r}",
+            "has strengths for another number of rows",
+            expected=f"a number, or {n_rows} of them",
+            got=tuple(edit.strength.shape),
+            do="give one strength per prompt",
+        )
+
+
+def _nothing(where: str, wrong: str, expected: str) -> EditDidNothing:
+    return EditDidNothing(
+        where,
+        wrong,
+        expected=expected,
+        got="no effect",
+        do="check site, scope and strength; a gate sets conditional=True",
+    )

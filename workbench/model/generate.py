@@ -1,0 +1,221 @@
+"""The one loop that calls a model token by token: KV cache, left-padded batches, finished rows dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from workbench import seeds
+from workbench.decoding import Decoder, Greedy
+from workbench.errors import WorkbenchError
+from workbench.model.model import Model
+from workbench.model.run import padding
+from workbench.model.session import Session
+from workbench.model.tokens import as_prompts
+from workbench.records import Generation, Prompt, Receipt
+from workbench.tensors import Intervention, Tokens
+
+OnToken = Callable[[int, list[int], list[int]], None]
+"""Called after every step with the step's number from 0, the rows still running, their new ids."""
+
+
+class Generations(list[Generation]):
+    """Generations of one call, with the receipts of its edits."""
+
+    def __init__(self, items: Iterable[Generation] = (), receipts: tuple[Receipt, ...] = ()):
+        super().__init__(items)
+        self.receipts = receipts
+
+
+@dataclass
+class _Row:
+    """What one prompt has produced so far."""
+
+    prompt: Prompt
+    noise: torch.Generator
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop: str = "length"
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """When a row is finished: its end-of-sequence ids and stop texts."""
+
+    eos: frozenset[int]
+    texts: tuple[str, ...]
+    decode: Callable[[list[int]], str]
+
+    def reason(self, row: _Row) -> str | None:
+        if row.ids[-1] in self.eos:
+            return "eos"
+        if self.texts and any(t in self.decode(row.ids) for t in self.texts):
+            return "text"
+        return None
+
+
+def generate(
+    model: Model,
+    prompts: Any,
+    edits: Iterable[Intervention] = (),
+    *,
+    decoder: Decoder | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    stop: str | Iterable[str] = (),
+    batch_size: int | None = None,
+    use_cache: bool = True,
+    on_token: OnToken | None = None,
+    arm: str = "",
+    progress: bool = False,
+) -> Generations:
+    """See `Model.generate`."""
+    if max_new_tokens < 1:
+        raise WorkbenchError(
+            "generate",
+            "asks for no tokens",
+            expected="at least 1",
+            got=max_new_tokens,
+            do="raise it",
+        )
+    many, edits = as_prompts(prompts), list(edits)
+    size = batch_size or model.fitting_batch(many, max_new_tokens)
+    out = Generations()
+    loop = _Loop(model, edits, decoder or Greedy(), max_new_tokens, seed, stop, use_cache, on_token)
+    with tqdm(total=len(many), unit="prompt", disable=not progress, desc=arm or "generate") as bar:
+        for start in range(0, len(many), size):
+            rows, receipts = loop.batch(many[start : start + size], start)
+            out += [model.generation(r.prompt, arm, seed, r.ids, r.logprobs, r.stop) for r in rows]
+            out.receipts += receipts
+            bar.update(len(rows))
+    return out
+
+
+class _Loop:
+    """One generate call's settings; `batch` runs a batch to its end."""
+
+    def __init__(
+        self,
+        model: Model,
+        edits: list[Intervention],
+        decoder: Decoder,
+        max_new_tokens: int,
+        seed: int,
+        stop: str | Iterable[str],
+        use_cache: bool,
+        on_token: OnToken | None,
+    ):
+        self.model, self.edits, self.decoder = model, edits, decoder
+        self.max_new_tokens, self.seed, self.use_cache = max_new_tokens, seed, use_cache
+        self.on_token = on_token
+        texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.ends = _Ends(model.eos_ids, texts, model.decode)
+
+    @torch.no_grad()
+    def batch(self, prompts: list[Prompt], offset: int) -> tuple[list[_Row], tuple[Receipt, ...]]:
+        """Generate for one batch; `offset` is the first prompt's place in the whole call."""
+        tokens = self.model.tokens(prompts, room=self.max_new_tokens)
+        rows = [_Row(p, self._generator(offset + i)) for i, p in enumerate(prompts)]
+        session = self.model.session(tokens, self._batch_edits(offset, len(prompts)), ())
+        with session.attached():
+            self._run(tokens, rows, session)
+        return rows, session.receipts()
+
+    def _run(self, tokens: Tokens, rows: list[_Row], session: Session) -> None:
+        live = list(range(len(rows)))
+        state = _State(self.model, tokens, self.use_cache)
+        for step in range(self.max_new_tokens):
+            logits = state.forward(session)
+            chosen = self._choose(logits, [rows[i] for i in live])
+            if self.on_token:
+                self.on_token(step, list(live), chosen.tolist())
+            left = [k for k, i in enumerate(live) if self._goes_on(rows[i])]
+            live = [live[k] for k in left]
+            if not live:
+                return
+            if len(left) < len(chosen):
+                state.keep(left)
+                session.keep(left)
+                chosen = chosen[left]
+            state.append(chosen)
+
+    def _choose(self, logits: Tensor, rows: list[_Row]) -> Tensor:
+        noise = self._noise(logits, rows) if self.decoder.random else None
+        chosen = self.decoder.choose(logits, noise)
+        logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+        return chosen
+
+    def _goes_on(self, row: _Row) -> bool:
+        reason = self.ends.reason(row)
+        row.stop = reason or row.stop
+        return reason is None
+
+    def _generator(self, index: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seeds.derive(self.seed, "generate", index))
+
+    def _noise(self, logits: Tensor, rows: list[_Row]) -> Tensor:
+        """Standard exponentials, one stream per row: a row's draws do not depend on its neighbours."""
+        size = logits.shape[-1]
+        drawn = [torch.empty(size).exponential_(generator=row.noise) for row in rows]
+        return torch.stack(drawn).to(logits.device)
+
+    def _batch_edits(self, offset: int, n: int) -> list[Intervention]:
+        """Edits with per-row strengths cut to this batch."""
+        return [
+            e.at(e.strength[offset : offset + n]) if isinstance(e.strength, Tensor) else e
+            for e in self.edits
+        ]
+
+
+class _State:
+    """Ids, padding and cache of the rows still running."""
+
+    def __init__(self, model: Model, tokens: Tokens, use_cache: bool):
+        self.model, self.use_cache = model, use_cache
+        self.ids, self.mask = tokens.ids, tokens.mask
+        self.positions = tokens.positions
+        self.pads = padding(tokens)["mask"] is not None
+        self.cache = model.backend.new_cache() if use_cache else None
+        self.fresh = tokens.ids.shape[1]
+
+    def forward(self, session: Session) -> Tensor:
+        """Next-token logits `[batch, vocab]` in fp32 from the tokens not yet in the cache."""
+        new = self.fresh if self.use_cache else self.ids.shape[1]
+        ids, positions = self.ids[:, -new:], self.positions[:, -new:]
+        if not self.use_cache:
+            session.frame.forget()
+        session.advance(ids, positions)
+        step = self.model.backend.forward(
+            ids,
+            mask=self.mask.long() if self.pads else None,
+            positions=positions.clamp(min=0) if self.pads else None,
+            cache=self.cache,
+            use_cache=self.use_cache,
+            keep=1,
+        )
+        self.cache = step.cache
+        return step.logits[:, -1].float()
+
+    def append(self, chosen: Tensor) -> None:
+        """Add one token per row."""
+        self.ids = torch.cat([self.ids, chosen[:, None]], 1)
+        self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
+        if self.pads:
+            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        self.fresh = 1
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every other row, in the cache too."""
+        index = torch.tensor(rows, device=self.ids.device)
+        self.ids, self.positions = self.ids[index], self.positions[index]
+        self.mask = self.mask[index]
+        if self.cache is not None:
+            self.cache.batch_select_indices(index)

@@ -1,0 +1,241 @@
+"""The model a user holds: one Hugging Face module, its tokenizer, its sites and the verbs on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from workbench import sites
+from workbench.errors import SiteUnavailable
+from workbench.model import tokens as tokenising
+from workbench.model.backends.base import Backend
+from workbench.model.layouts.base import Dims, Layout
+from workbench.model.session import Session
+from workbench.records import Generation, Prompt
+from workbench.sites import Site
+from workbench.tensors import Activations, Fingerprint, Intervention, Tokens, Trace
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded model. Made by `wb.load`; holds the Hugging Face module itself, never a copy.
+
+    Attributes:
+        hf, tokenizer: the module, in eval mode, and its tokenizer.
+        layout, dims: its architecture family and sizes.
+        backend: how it is run.
+        name: as it was asked for.
+    """
+
+    hf: nn.Module
+    tokenizer: Any
+    layout: Layout
+    dims: Dims
+    backend: Backend
+    name: str
+    proof: Any = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        d = self.dims
+        return (
+            f"Model({self.name}: {self.hf.config.model_type}, {d.n_layers} layers, d_model {d.d_model}, "
+            f"{d.n_heads} heads, {sum(p.numel() for p in self.hf.parameters()):,} parameters, "
+            f"{self.dtype}, {self.device}, backend {self.backend.name})"
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.dims.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.dims.d_model
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads per block."""
+        return self.dims.n_heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to be: the embedding's device."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The embedding's dtype."""
+        return self.hf.get_input_embeddings().weight.dtype
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a generation."""
+        config = getattr(self.hf, "generation_config", None)
+        found: set[int] = set()
+        for ids in (getattr(config, "eos_token_id", None), self.tokenizer.eos_token_id):
+            found |= set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+        return frozenset(found)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which model this is. Computed anew, so that it tells a fine-tuned model from its start."""
+        digest = hashlib.blake2b(self.hf.config.to_json_string().encode(), digest_size=8)
+        for name, p in self.hf.named_parameters():
+            ends = torch.cat([p.detach().flatten()[:8], p.detach().flatten()[-8:]])
+            digest.update(f"{name}{tuple(p.shape)}{ends.float().cpu().tolist()}".encode())
+        family = self.hf.config.model_type
+        return Fingerprint(self.name, family, self.d_model, self.n_layers, digest.hexdigest())
+
+    def unwrap(self) -> Any:
+        """The backend's native object: HF module, TransformerBridge, or nnsight model."""
+        return self.backend.unwrap()
+
+    def sites(self, *, write: bool = False) -> list[str]:
+        """Every site this model and backend can read (or write), in forward order."""
+        found = []
+        for site in _every_site(self.n_layers):
+            try:
+                self.backend.check(site, write=write)
+            except SiteUnavailable:
+                continue
+            found.append(str(site))
+        return found
+
+    def tokens(
+        self, prompts: Any, completions: Sequence[Iterable[int]] | None = None, *, room: int = 0
+    ) -> Tokens:
+        """The left-padded batch the model reads. `room` asks for that many more positions."""
+        return tokenising.batch(
+            self.tokenizer,
+            prompts,
+            n_context=self.dims.n_context,
+            n_vocab=self.dims.n_vocab,
+            device=self.device,
+            completions=completions,
+            room=room,
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def run(
+        self,
+        prompts: Any,
+        record: Iterable[str | Site] = (),
+        edits: Iterable[Intervention] = (),
+        *,
+        completions: Sequence[Iterable[int]] | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+        grad: bool = False,
+    ) -> Trace:
+        """One forward pass over all prompts as one batch.
+
+        Args:
+            prompts: text, Prompt, a list of either, or Tokens.
+            record: sites whose values the trace holds, after any edit there.
+            edits: applied in order.
+            completions: ids put after each prompt; scopes treat them as generated. What `generate`
+                produced can be read again this way, at every site.
+            logits: which positions are unembedded.
+            grad: keep the autograd graph.
+
+        Raises:
+            WorkbenchError: see `workbench.errors`; the model is left as it was.
+        """
+        from workbench.model.run import run
+
+        one = [record] if isinstance(record, str) else record
+        return run(self, prompts, one, edits, completions=completions, logits=logits, grad=grad)
+
+    def record(
+        self, prompts: Any, sites: str | Iterable[str], pool: str = "last", **options: Any
+    ) -> Activations:
+        """Activations of many prompts, a row each (or a row per position), see `activations.record`."""
+        from workbench.activations.record import record
+
+        return record(self, prompts, sites, pool=pool, **options)
+
+    def generate(
+        self, prompts: Any, edits: Iterable[Intervention] = (), **options: Any
+    ) -> list[Generation]:
+        """Continue every prompt with edits at every step.
+
+        Args:
+            prompts: text, Prompt, or a list of either.
+            edits: applied in every forward, in order; scopes count absolute positions.
+            decoder: greedy by default, or `wb.decoding.Sample(...)`.
+            max_new_tokens: at most this many.
+            seed: each row draws from its own stream, so a row's draws do not depend on its batch.
+            stop: texts that end a continuation.
+            batch_size: rows at once; sized to memory by default. Bit-for-bit equality is promised
+                at equal batch composition, and to about 1e-5 in the logits otherwise.
+            use_cache: False recomputes every prefix (slow; what the cache is tested against).
+            on_token: called with (step, rows still running, their new ids) as tokens appear.
+            progress: show a progress bar.
+
+        Returns:
+            A list of Generation with `.receipts`, what the edits did in each batch.
+        """
+        from workbench.model.generate import generate
+
+        return generate(self, prompts, edits, **options)
+
+    def session(
+        self, tokens: Tokens, edits: Iterable[Intervention], record: Iterable[str | Site]
+    ) -> Session:
+        """Edits and recordings bound to this model for one call; the seam `run` and `generate` share."""
+        return Session(
+            self.backend,
+            self.dims,
+            self.fingerprint_shape,
+            tokens,
+            edits,
+            record,
+            self.tokenizer.bos_token_id,
+            lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"],
+        )
+
+    @property
+    def fingerprint_shape(self) -> Fingerprint:
+        """The fingerprint without its weight hash: what fitting an edit needs, at no cost."""
+        return Fingerprint(self.name, self.hf.config.model_type, self.d_model, self.n_layers, "")
+
+    def generation(
+        self, prompt: Prompt, arm: str, seed: int, ids: list[int], logprobs: list[float], stop: str
+    ) -> Generation:
+        """A finished row as a record."""
+        return Generation(prompt, arm, seed, tuple(ids), self.decode(ids), tuple(logprobs), stop)
+
+    def fitting_batch(self, prompts: list[Prompt], new_tokens: int) -> int:
+        """Rows of a batch whose cache, logits and activations stay within a quarter of free memory."""
+        longest = max(len(tokenising.encode(self.tokenizer, p)) for p in prompts) + new_tokens
+        d, size = self.dims, torch.finfo(self.dtype).bits // 8
+        cache = 2 * d.n_layers * d.n_kv_heads * d.d_head * longest * size
+        activations = longest * (8 * d.d_model + 3 * d.d_mlp + d.n_heads * longest) * size
+        row = cache + activations + 8 * d.n_vocab
+        return max(1, min(64, int(_free_bytes(self.device) / 4 // row)))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _every_site(n_layers: int) -> list[Site]:
+    named = [
+        Site(layer, part)
+        for part, about in sites.PARTS.items()
+        for layer in (range(n_layers) if about.in_block else [None])
+    ]
+    return sorted(named, key=lambda s: s.depth)
