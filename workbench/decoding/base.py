@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from workbench.shapes import Float, Int, Tensor
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Chooses one token per row. Stateless, so rows may be dropped between steps."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ class Step:
     cache: Any
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One way to run the model. See `workbench.model.backends.hooks` for the reference one."""
 
