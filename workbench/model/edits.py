@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -18,12 +18,15 @@ from workbench.scopes import Scope
 from workbench.sites import Index, Site
 from workbench.tensors import Fingerprint, Intervention
 
+KV_PARTS = ("k", "v", "k_cache", "v_cache")
+
 
 class BoundEdit:
-    """One intervention at one site of one run."""
+    """One intervention at one site of one run; `weights` are its tensors as they were given."""
 
     def __init__(self, edit: Intervention, site: Site, weights: dict[str, Tensor], dims: Dims):
         self.edit, self.site = edit, site
+        self.weights = weights
         self._weights, self._ready = weights, False
         self._operation = operation(edit.operation)
         self._context = Context(edit.params, rule=_rule(edit))
@@ -54,6 +57,11 @@ class BoundEdit:
         """Go on with these rows only."""
         if isinstance(self._strength, Tensor):
             self._strength = self._strength[rows]
+
+    def take_over(self, earlier: BoundEdit, copies: int = 1) -> None:
+        """Go on from what an equal edit did where this one does not run again, `copies` times."""
+        self.fired, self.positions = earlier.fired, earlier.positions * copies
+        self._change = earlier._change * copies
 
     def receipt(self) -> Receipt:
         """What it did so far."""
@@ -100,7 +108,7 @@ class BoundEdit:
 
 
 def bind(
-    edits: list[Intervention],
+    edits: Iterable[object],
     parse: Callable[[str], list[Site]],
     dims: Dims,
     model: Fingerprint,
@@ -126,6 +134,7 @@ def bind(
         _check_rows(edit, n_rows)
         for text, weights in edit.tensors.items():
             for site in parse(text):
+                check_selectors(site, dims)
                 _check_width(edit, site, dict(weights), dims)
                 if not edit.is_zero:
                     bound.append(BoundEdit(edit, site, dict(weights), dims))
@@ -165,6 +174,28 @@ def check_receipts(bound: list[BoundEdit], *, saw_generated: bool) -> tuple[Rece
                 do="lower its strength",
             )
     return receipts
+
+
+def check_selectors(site: Site, dims: Dims) -> None:
+    """Raise where a head or expert selector is beyond the model.
+
+    Raises:
+        EditError: naming the selector and what the model has.
+    """
+    sizes = {
+        "head": dims.n_kv_heads if site.part in KV_PARTS else dims.n_heads,
+        "expert": dims.n_experts,
+    }
+    for key, index in site.selectors:
+        size, many = sizes.get(key), [index] if isinstance(index, int) else index
+        if size and any(not -size <= i < size for i in many):
+            raise EditError(
+                f"site {site}",
+                f"selects a {key} the model lacks",
+                expected=f"{key}s 0 to {size - 1}",
+                got=index,
+                do="count from 0; key-value heads may be fewer than heads",
+            )
 
 
 def select(h: Tensor, site: Site) -> Tensor:
@@ -217,7 +248,7 @@ def _rule(edit: Intervention):
 
 def _widths(site: Site, dims: Dims) -> tuple[int, int]:
     """Width of the last axis, and of all axes after `pos` flattened (0 where the same)."""
-    heads = dims.n_kv_heads if site.part in ("k", "v") else dims.n_heads
+    heads = dims.n_kv_heads if site.part in KV_PARTS else dims.n_heads
     picked = site.selector("head") if "head" in site.axes else site.selector("expert")
     if site.axes == ("pos", "head", "d_head"):
         n = heads if picked is None else 1 if isinstance(picked, int) else len(picked)

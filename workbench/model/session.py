@@ -35,11 +35,14 @@ class Session:
         self.frame = Frame(list(tokens.prompt_lengths), bos_id, encode)
         self.values: dict[str, Tensor] = {}
         self.bound = bound_edits.bind(
-            list(edits), lambda text: sites.parse(text, dims.n_layers), dims, model, len(tokens)
+            edits, lambda text: sites.parse(text, dims.n_layers), dims, model, len(tokens)
         )
         self._saw_generated = False
         self._backend = backend
-        self.taps = self._make_taps(sites.parse_all(list(record), dims.n_layers))
+        recorded = sites.parse_all(list(record), dims.n_layers)
+        for site in recorded:
+            bound_edits.check_selectors(site, dims)
+        self.taps = self._make_taps(recorded)
         for tap in self.taps:
             backend.check(tap.site, write=tap.writes)
 
