@@ -27,7 +27,10 @@ _HOMES = {
     "Intervention": "workbench.tensors",
     "Readout": "workbench.tensors",
     "Arm": "workbench.tensors",
+    "load_edit": "workbench.interventions.store:load",
+    "save_edit": "workbench.interventions.store:save",
     "calibrate": "workbench.interventions.calibrate",
+    "orthogonalise": "workbench.interventions.weights",
     "compare": "workbench.comparison.run",
     "Table": "workbench.comparison.table",
     "Figure": "workbench.comparison.table",
@@ -61,7 +64,8 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"workbench.{name}")
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")
 
 

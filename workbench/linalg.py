@@ -1,4 +1,4 @@
-"""The linear algebra that methods share. Computed in float64: rows are few, and bf16 means drift."""
+"""The linear algebra that methods share. In float64: rows are few, and bf16 means drift."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def unit(vector: Vector) -> Vector:
     return vector / norm if norm > 0 else torch.zeros_like(vector)
 
 
-def mean_difference(positive: Rows, negative: Rows) -> Vector:
+def mean_difference(positive: Rows, negative: Float[Tensor, "other d"]) -> Vector:
     """Mean of `positive` minus mean of `negative`, in float64."""
     return positive.double().mean(0) - negative.double().mean(0)
 
@@ -31,7 +31,7 @@ def first_component(rows: Rows, centred: bool = False) -> Vector:
 
 
 def random_unit(d: int, seed: int) -> Vector:
-    """A uniformly random unit vector of width `d` in float64; the same on every machine and device."""
+    """A uniformly random unit vector of width `d` in float64; the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return unit(torch.randn(d, generator=generator, dtype=torch.float64))
 
@@ -46,7 +46,9 @@ def random_rotation_of(vectors: Float[Tensor, "n d"], seed: int) -> Float[Tensor
     basis = basis[singular > singular.max() * 1e-12]
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(rows.shape[1], len(basis), generator=generator, dtype=torch.float64)
-    target = torch.linalg.qr(noise).Q.mT
+    q, r = torch.linalg.qr(noise)
+    # QR alone prefers some signs; with R's diagonal positive the subspace is uniform
+    target = (q * r.diagonal().sign()).mT
     return rows @ basis.mT @ target
 
 

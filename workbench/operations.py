@@ -113,7 +113,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Weights, Strength, Context], Tensor]] = 
     "block": block,
 }
 
-WIDTH_TENSORS = ("shift", "scale", "down", "up", "value", "b1", "b2", "w_in")
+WIDTH_TENSORS = ("shift", "scale", "down", "up", "value", "b1", "b2", "w_in", "probe")
 """Tensors whose last axis is the site's own width."""
 
 

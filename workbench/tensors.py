@@ -121,7 +121,7 @@ class Contrast:
     """
 
     positive: Mapping[str, Rows]
-    negative: Mapping[str, Rows]
+    negative: Mapping[str, Float[Tensor, "other d"]]
     paired: bool
     model: Fingerprint | None = None
 

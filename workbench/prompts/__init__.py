@@ -1,1 +1,12 @@
-"""Prompts: pairs, chat templates, dataset readers."""
+"""Prompts: contrast pairs, files of prompts, chat templates.
+
+pairs = prompts.pairs(positive=["I love it"], negative=["I hate it"])
+many = prompts.read("questions.jsonl")
+"""
+
+from __future__ import annotations
+
+from workbench.prompts.contrast import classes, pairs
+from workbench.prompts.files import read, write
+
+__all__ = ["classes", "pairs", "read", "write"]

@@ -4,11 +4,11 @@
 
 Shapes: h `[..., d]`; tensors `shift` v `[d]`, `probe` w `[d]`, `probe_bias` b `[]`.
 Units: strength as the pushed vector's; `params["threshold"]` t in the probe's own score.
-Source: Lee, Padhi, Natesan Ramamurthy, Miehling, Dognin, Nagireddy and Dhurandhar (2024), Programming
-    Refusal with Conditional Activation Steering, https://arxiv.org/abs/2409.05907.
+Source: Lee, Padhi, Natesan Ramamurthy, Miehling, Dognin, Nagireddy and Dhurandhar (2024),
+    Programming Refusal with Conditional Activation Steering, https://arxiv.org/abs/2409.05907.
 Differs from the paper: the paper compares a cosine with a condition vector once, on the prompt, and
-    keeps that decision for the whole generation; here a linear probe decides at every position, from
-    the activation that is pushed.
+    keeps that decision for the whole generation; here a linear probe decides at every position,
+    from the activation that is pushed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Threshold:
     def change(
         h: Float[Tensor, "*batch d"], tensors: Mapping[str, Tensor], params: Mapping[str, Any]
     ) -> Float[Tensor, "*batch d"]:
-        """`shift` at positions whose score `probe . h + probe_bias` is below `threshold`, else 0."""
+        """`shift` where the score `probe . h + probe_bias` is below `threshold`, else 0."""
         score = h @ tensors["probe"] + tensors["probe_bias"]
         below = (score < params["threshold"]).to(h.dtype)[..., None]
         return below * tensors["shift"]

@@ -1,0 +1,1 @@
+"""Metrics of a comparison: one file, one number about one continuation. See `base.Metric`."""

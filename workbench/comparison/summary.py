@@ -1,0 +1,43 @@
+"""From tidy rows to a row per arm and metric, with intervals and paired differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workbench.comparison.stats import holm, mean_interval, paired_difference
+
+
+def summarise(frame: Any, base: str) -> Any:
+    """A DataFrame of means, intervals, and differences to the arm `base`; `frame` is tidy."""
+    import pandas as pd
+
+    rows = []
+    for metric, of_metric in frame.groupby("metric", sort=False):
+        # a prompt under several seeds is one observation: its mean
+        wide = of_metric.pivot_table(
+            index="prompt", columns="arm", values="value", aggfunc="mean", dropna=False
+        )
+        unit = of_metric["unit"].iloc[0]
+        rows += [_row(wide, arm, base, metric, unit) for arm in dict.fromkeys(of_metric["arm"])]
+    out = pd.DataFrame(rows)
+    out["p_holm"] = holm(out["p"].tolist())
+    excludes_0 = (out["difference_low"] > 0) | (out["difference_high"] < 0)
+    out["differs"] = excludes_0 & (out["p_holm"] < 0.05)
+    return out
+
+
+def _row(wide: Any, arm: Any, base: str, metric: Any, unit: str) -> dict[str, Any]:
+    nan = float("nan")
+    proportion = unit.startswith("fraction")
+    own = mean_interval(wide[arm].to_numpy(), proportion)
+    row = {"metric": metric, "arm": arm, "unit": unit, "n": own.n}
+    row |= {"mean": own.mean, "low": own.low, "high": own.high, "against": base}
+    if arm == base:
+        return row | {"difference": nan, "difference_low": nan, "difference_high": nan, "p": nan}
+    gap = paired_difference(wide[arm].to_numpy(), wide[base].to_numpy(), proportion)
+    return row | {
+        "difference": gap.mean,
+        "difference_low": gap.low,
+        "difference_high": gap.high,
+        "p": nan if gap.p is None else gap.p,
+    }

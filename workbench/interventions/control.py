@@ -1,0 +1,59 @@
+"""The random control of any edit: the same sizes in a random direction.
+
+A claim that a direction does something needs a random direction of the same norm beside it, at the
+same sites, scope and strength. All vectors that an edit writes with are turned together into a
+random subspace, so that their lengths and the angles between them stay: the control of an ablation
+is an ablation of a random direction, the control of a gate keeps the gate and pushes elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from workbench.linalg import random_rotation_of
+from workbench.seeds import derive
+from workbench.tensors import Intervention
+
+WRITES = ("shift", "down", "up", "value", "b1", "b2")
+"""Tensors whose last axis is a direction of the site."""
+PER_UNIT = ("scale", "bias", "factor")
+"""Tensors with one number per coordinate, head or expert: their control is a permutation."""
+
+
+def random_control(edit: Intervention, seed: int = 0) -> Intervention | None:
+    """`edit` with its directions drawn at random; None where it has no direction to draw.
+
+    The seed is in `params["control_seed"]`; every site draws its own direction. A calibration does
+    not carry over: the same norm is seldom the same divergence, and that difference is a finding.
+    """
+    tensors = {s: _turned(t, derive(seed, "control", s)) for s, t in edit.tensors.items()}
+    if all(t is None for t in tensors.values()):
+        return None
+    kept = {s: t if t is not None else dict(edit.tensors[s]) for s, t in tensors.items()}
+    params = {k: v for k, v in edit.params.items() if k != "calibration"}
+    return replace(
+        edit,
+        method="random_direction",
+        tensors=kept,
+        params={**params, "control_of": edit.label, "control_seed": seed},
+        name=f"{edit.label} (random control)",
+    )
+
+
+def _turned(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor] | None:
+    vectors = {k: t for k, t in tensors.items() if k in WRITES and t.dim() in (1, 2)}
+    units = {k: t for k, t in tensors.items() if k in PER_UNIT and t.dim() == 1 and len(t) > 1}
+    out = dict(tensors)
+    if vectors:
+        stacked = torch.cat([t.reshape(-1, t.shape[-1]) for t in vectors.values()])
+        turned = random_rotation_of(stacked, seed).to(stacked.dtype)
+        pieces = turned.split([t.numel() // t.shape[-1] for t in vectors.values()])
+        out |= {k: p.reshape(t.shape) for (k, t), p in zip(vectors.items(), pieces, strict=True)}
+    for name, tensor in units.items():
+        order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(seed))
+        out[name] = tensor[order]
+    return out if vectors or units else None

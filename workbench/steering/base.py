@@ -1,0 +1,93 @@
+"""What a steering method is: options, and `fit` from two classes of rows to an intervention."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.linalg import mean_difference
+from workbench.shapes import Float, Rows, Tensor
+from workbench.tensors import Contrast, Intervention
+
+
+@dataclass(frozen=True)
+class SteeringMethod(ABC):
+    """Options of a method. `fit` is deterministic and leaves its data as it was.
+
+    `needs` names the callables (`weights`, `run`, `gradients`, ...) that the method must be handed
+    by keyword beside rows; empty for methods that need rows alone.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def fit(self, contrast: Contrast) -> Intervention:
+        """The intervention that moves activations from the negative to the positive class."""
+
+
+def sites_of(
+    contrast: Contrast, method: str, paired: bool = False
+) -> Iterator[tuple[str, Rows, Rows]]:
+    """Every site with its positive and negative rows, after checking that they can be fitted.
+
+    Raises:
+        WorkbenchError: no site, an empty class, a NaN or infinite value, rows that are not paired
+            where `paired` asks for it, or two classes with one and the same mean.
+    """
+    where = f"{method}.fit"
+    if not contrast.positive or set(contrast.positive) != set(contrast.negative):
+        raise WorkbenchError(
+            where,
+            "the classes do not share their sites",
+            expected="the same sites in both",
+            got=f"{list(contrast.positive)} and {list(contrast.negative)}",
+            do="record both classes at the same sites",
+        )
+    if paired and not contrast.paired:
+        raise WorkbenchError(
+            where,
+            "needs pairs",
+            expected="as many positive as negative prompts, matched one to one",
+            got="unpaired rows",
+            do="make the prompts with workbench.prompts.pairs, or use a method without pairs",
+        )
+    for site, positive in contrast.positive.items():
+        _check_rows(f"{where} at {site}", positive, contrast.negative[site])
+        yield site, positive, contrast.negative[site]
+
+
+def _check_rows(where: str, positive: Rows, negative: Float[Tensor, "other d"]) -> None:
+    for name, rows in (("positive", positive), ("negative", negative)):
+        if not len(rows):
+            raise WorkbenchError(
+                where,
+                f"the {name} class is empty",
+                expected="at least one row of each class",
+                got="0 rows",
+                do="add prompts of that class",
+            )
+        if not bool(torch.isfinite(rows).all()):
+            raise WorkbenchError(
+                where,
+                f"the {name} class holds NaN or infinite values",
+                expected="finite activations",
+                got=f"{int((~torch.isfinite(rows)).any(-1).sum())} such rows of {len(rows)}",
+                do="record again in float32 or bfloat16; float16 overflows in some models",
+            )
+    # Equal means leave rounding noise, not exactly 0; a direction of noise would steer at random.
+    size = max(
+        float(positive.double().norm(dim=-1).mean()), float(negative.double().norm(dim=-1).mean())
+    )
+    if float(mean_difference(positive, negative).norm()) <= 1e-9 * size:
+        raise WorkbenchError(
+            where,
+            "both classes have the same mean, so there is no direction",
+            expected="classes whose activations differ",
+            got="a difference of 0",
+            do="check the labels, or record at a position and layer that tell the classes apart",
+        )
