@@ -42,12 +42,14 @@ _HOMES = {
 _PACKAGES = (
     "prompts",
     "tasks",
+    "activations",
     "steering",
-    "decoding",
     "interventions",
+    "decoding",
+    "comparison",
     "registry",
-    "zoo",
     "sites",
+    "zoo",
 )
 
 __all__ = [*_HOMES, *_PACKAGES, "data_path"]

@@ -1,0 +1,79 @@
+"""On a real pretrained story model: which pronoun follows, and a direction that causes it.
+
+The claim about the direction is re-obtained by an edit: added at one layer it turns he into she and
+back, on prompts it was not fitted on, and a random direction of the same length does not. Layer 4,
+the last, is where the class difference alone (strength 1) is enough; from layer 2 on a boy becomes a
+she at twice that, and a girl stays one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.model.model import Model
+from workbench.tensors import Intervention
+
+STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "stories260K" / "hf"
+pytestmark = pytest.mark.skipif(not STORIES.is_dir(), reason="stories260K is not in ../shared/data")
+
+STORY = "Once upon a time, there was a little {} named {}."
+GIRLS = [STORY.format("girl", n) for n in ("Mia", "Sue", "Anna", "Lucy", "Amy")]
+BOYS = [STORY.format("boy", n) for n in ("Tom", "Max", "Ben", "Sam", "Jack")]
+GIRL, BOY = STORY.format("girl", "Lily"), STORY.format("boy", "Tim")
+BACKENDS = ("transformers", "transformer_lens", "nnsight")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def model(request: pytest.FixtureRequest) -> Model:
+    return wb.load(STORIES, backend=request.param)
+
+
+@pytest.fixture(scope="module")
+def direction() -> Intervention:
+    acts = wb.load(STORIES).record(
+        wb.prompts.pairs(positive=GIRLS, negative=BOYS), sites="L4.resid_post", progress=False
+    )
+    return wb.steering.MeanDifference().fit(acts.contrast())
+
+
+def _she_over_he(model: Model, prompt: str, edits: tuple[Intervention, ...] = ()) -> float:
+    """Logit of "She" minus logit of "He" for the next word."""
+    she, he = (
+        model.tokenizer(" " + w, add_special_tokens=False)["input_ids"][-1] for w in ("She", "He")
+    )
+    last = model.run(prompt, edits=edits, logits="last").logits[0, -1]
+    return float(last[she] - last[he])
+
+
+def test_the_story_from_the_start(model: Model) -> None:
+    text = model.generate(wb.Prompt(text="Once upon a time"), max_new_tokens=20)[0].text
+    assert text.startswith(", there was a little girl named Lily.")
+
+
+def test_the_pronoun_follows_the_person(model: Model) -> None:
+    assert _she_over_he(model, GIRL) > 1
+    assert _she_over_he(model, BOY) < -1
+
+
+def test_the_direction_flips_the_pronoun(model: Model, direction: Intervention) -> None:
+    assert _she_over_he(model, BOY, (direction.at(1.0),)) > 1
+    assert _she_over_he(model, GIRL, (direction.at(-1.0),)) < -1
+
+
+def test_a_random_direction_of_the_same_length_does_not(direction: Intervention) -> None:
+    model = wb.load(STORIES)
+    shift = direction.tensors["L4.resid_post"]["shift"]
+    for seed in range(20):
+        noise = torch.randn(shift.shape, generator=torch.Generator().manual_seed(seed))
+        control = Intervention(
+            "custom",
+            "affine",
+            {"L4.resid_post": {"shift": noise * shift.norm() / noise.norm()}},
+            1.0,
+            scope=direction.scope,
+        )
+        assert _she_over_he(model, BOY, (control,)) < 0 < _she_over_he(model, GIRL, (control,))
