@@ -75,7 +75,9 @@ def with_tables(readme: str) -> str:
 
 def _readme_method_rows() -> Rows:
     def linked(e: registry.Entry) -> tuple[str, ...]:
-        source = f"[{e.citation.authors} {e.citation.year}]({e.citation.url})"
+        first, *others = e.citation.authors.split(", ")
+        authors = f"{first} et al." if len(others) > 1 else e.citation.authors
+        source = f"[{authors} {e.citation.year}]({e.citation.url})"
         return e.family, f"`{e.name}`", e.summary, source
 
     return [("family", "method", "what it does", "source"), *map(linked, methods())]

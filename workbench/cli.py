@@ -41,14 +41,18 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def lab(context: typer.Context) -> None:
-    """Open JupyterLab on the first notebook; other options go to `jupyter lab`."""
-    arguments = [sys.executable, "-m", "jupyterlab", *lab_arguments(), *context.args]
-    os.execv(sys.executable, arguments)
+@app.command(context_settings={"ignore_unknown_options": True})
+def lab(
+    options: Annotated[list[str] | None, typer.Argument(help="Options of `jupyter lab`.")] = None,
+) -> None:
+    """Open JupyterLab on the first notebook."""
+    asked = options or []
+    names = {option.partition("=")[0] for option in asked}
+    own = [option for option in lab_options() if option.partition("=")[0] not in names]
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *asked])
 
 
-def lab_arguments() -> list[str]:
+def lab_options() -> list[str]:
     """Where JupyterLab starts, and what it must not ask the network for."""
     root = Path(__file__).parents[1]
     first = Path("notebooks") / "00_start_here.ipynb"
@@ -76,7 +80,7 @@ def report(
 
 @app.command()
 def doctor() -> None:
-    """Check versions, devices, memory, the shipped models and one edit; exit status 1 if one fails."""
+    """Check versions, devices, memory, shipped models and one edit; status 1 if one fails."""
     from workbench.doctor import checks
 
     failed = 0
@@ -96,19 +100,9 @@ def models() -> None:
     print("\nAny other: a folder, or a Hugging Face hub name, given to workbench.load.")
 
 
-class TableForm(StrEnum):
-    """How a table is printed."""
-
-    text = "text"
-    markdown = "markdown"
-    csv = "csv"
-    html = "html"
-
-
 @app.command()
 def methods(
     family: Annotated[str | None, typer.Argument(help="One family, or all.")] = None,
-    form: Annotated[TableForm, typer.Option(help="text or markdown.")] = TableForm.text,
     write_readme: Annotated[
         Path | None, typer.Option(help="Write the tables of this README anew.")
     ] = None,
@@ -119,8 +113,37 @@ def methods(
     if write_readme is not None:
         write_readme.write_text(catalogue.with_tables(write_readme.read_text("utf-8")), "utf-8")
         return
-    rows = catalogue.method_rows(family)
-    print((catalogue.as_markdown if form is TableForm.markdown else catalogue.as_text)(rows))
+    print(catalogue.as_text(catalogue.method_rows(family)))
+
+
+class Form(StrEnum):
+    """How a comparison is printed."""
+
+    text = "text"
+    html = "html"
+    csv = "csv"
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A TOML file; see workbench.comparison.config.")],
+    form: Annotated[Form, typer.Option(help="What is printed.")] = Form.text,
+    save: Annotated[
+        Path | None, typer.Option(help="Also write everything, texts included, as JSON.")
+    ] = None,
+) -> None:
+    """Run the comparison that a TOML file describes and print its table."""
+    from workbench.comparison.config import compare_file
+
+    table = compare_file(config)
+    if save is not None:
+        table.save(save)
+    printed = {
+        Form.text: lambda: repr(table),
+        Form.html: table._repr_html_,
+        Form.csv: lambda: table.frame().to_csv(index=False),
+    }
+    print(printed[form]().rstrip())
 
 
 def _assignment(text: str) -> tuple[str, Any]:
