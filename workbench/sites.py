@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from workbench.errors import UnknownName, WorkbenchError, nearest
 
@@ -65,6 +66,8 @@ PARTS: dict[str, Part] = {
 }
 """Every part in the order a forward pass reaches it."""
 
+_ORDER = {part: i for i, part in enumerate(PARTS)}
+
 SELECTORS = ("pos", "head", "neuron", "expert")
 
 _TL_BLOCK = {
@@ -109,7 +112,7 @@ class Site:
     @property
     def base(self) -> Site:
         """The same place without selectors."""
-        return Site(self.layer, self.part)
+        return Site(self.layer, self.part) if self.selectors else self
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -119,7 +122,7 @@ class Site:
     @property
     def depth(self) -> tuple[int, int]:
         """Sort key in the order a forward pass reaches sites."""
-        order = list(PARTS).index(self.part) if self.part in PARTS else -1
+        order = _ORDER.get(self.part, -1)
         if self.layer is not None:
             return (self.layer, order)
         return (-1, 0) if self.part == "embed" else (10**9, order)
@@ -136,8 +139,11 @@ def parse(text: str | Site, n_layers: int) -> list[Site]:
         UnknownName: no such part; lists the nearest.
         WorkbenchError: malformed text, a layer the model lacks, or a selector the part lacks.
     """
-    if isinstance(text, Site):
-        return [text]
+    return [text] if isinstance(text, Site) else list(_parsed(text, n_layers))
+
+
+@lru_cache(4096)
+def _parsed(text: str, n_layers: int) -> list[Site]:
     match = _SITE.match(_from_tl(text.strip()))
     if not match:
         raise _malformed(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -12,19 +13,20 @@ from workbench import registry
 from workbench.errors import EditDidNothing, EditError
 from workbench.model.layouts.base import Dims
 from workbench.model.positions import Frame
-from workbench.operations import WIDTH_TENSORS, Context, operation
+from workbench.operations import WIDTH_TENSORS, Context, Weights, operation
 from workbench.records import Receipt
 from workbench.scopes import Scope
 from workbench.sites import Index, Site
 from workbench.tensors import Fingerprint, Intervention
 
 KV_PARTS = ("k", "v", "k_cache", "v_cache")
+_ALL = Scope.all()
 
 
 class BoundEdit:
     """One intervention at one site of one run; `weights` are its tensors as they were given."""
 
-    def __init__(self, edit: Intervention, site: Site, weights: dict[str, Tensor], dims: Dims):
+    def __init__(self, edit: Intervention, site: Site, weights: Weights, dims: Dims):
         self.edit, self.site = edit, site
         self.weights = weights
         self._weights, self._ready = weights, False
@@ -35,22 +37,28 @@ class BoundEdit:
         self._flat_width = _flat_width(weights, site, dims)
         self._strength = edit.strength
         self._pos = site.selector("pos")
+        self._token_dim = 1 + next(i for i, axis in enumerate(site.axes) if axis in ("pos", "q"))
+        self._all_of_it = not _picks(site)
+        self._over_keys = site.axes[:2] == ("head", "pos")
+        self._everywhere = edit.scope == _ALL and self._pos is None and not self._over_keys
         self.fired = self.positions = 0
-        self._change: Tensor | float = 0.0
+        # distances stay tensors until somebody asks: reading one would wait for a GPU
+        self._distances: list[Tensor] = []
+        self._squared_before = 0.0
 
     def apply(self, h: Tensor, frame: Frame) -> Tensor:
         """The activation after this edit; `h` itself where the scope covers nothing."""
         self.fired += 1
-        cover = self._cover(frame, h)
+        cover = None if self._everywhere and not frame.padded else self._cover(frame, h)
         covered = h.shape[0] * h.shape[self._token_dim] if cover is None else int(cover.sum())
         self.positions += covered
         if not covered:
             return h
-        piece = select(h, self.site)
+        piece = h if self._all_of_it else select(h, self.site)
         new = self._operate(piece, frame)
         if cover is not None:
             new = torch.where(self._spread(cover, piece), new, piece)
-        self._change = self._change + torch.linalg.vector_norm((new - piece).float()) ** 2
+        self._distances.append(_distance(new, piece))
         return new if piece is h else scatter(h, self.site, new)
 
     def keep(self, rows: list[int]) -> None:
@@ -58,25 +66,27 @@ class BoundEdit:
         if isinstance(self._strength, Tensor):
             self._strength = self._strength[rows]
 
-    def take_over(self, earlier: BoundEdit, copies: int = 1) -> None:
-        """Go on from what an equal edit did where this one does not run again, `copies` times."""
-        self.fired, self.positions = earlier.fired, earlier.positions * copies
-        self._change = earlier._change * copies
+    def add(self, other: BoundEdit, copies: int = 1) -> None:
+        """Count in what an equal edit did in another forward, `copies` times."""
+        self.fired += other.fired
+        self.positions += other.positions * copies
+        self._squared_before += other._squared() * copies
 
     def receipt(self) -> Receipt:
         """What it did so far."""
-        change = float(self._change) ** 0.5
+        change = self._squared() ** 0.5
         return Receipt(self.edit.label, str(self.site), self.fired, self.positions, change)
 
-    @property
-    def _token_dim(self) -> int:
-        return 1 + next(i for i, axis in enumerate(self._axes) if axis in ("pos", "q"))
+    def _squared(self) -> float:
+        """Squared Euclidean size of everything changed so far."""
+        if len(self._distances) < 2:
+            return self._squared_before + sum(float(d) ** 2 for d in self._distances)
+        return self._squared_before + float(torch.stack(self._distances).double().square().sum())
 
     def _cover(self, frame: Frame, h: Tensor) -> Tensor | None:
-        keys = self._axes[0] == "head" and self._axes[1] == "pos"
-        cover = frame.mask(self.edit.scope, keys=keys)
+        cover = frame.mask(self.edit.scope, keys=self._over_keys)
         if self._pos is not None:
-            cover = _at_positions(frame, self._pos, cover, keys)
+            cover = _at_positions(frame, self._pos, cover, self._over_keys)
         # a sliding cache and kept logits hold only the last columns
         return cover if cover is None else cover[:, -h.shape[self._token_dim] :]
 
@@ -135,14 +145,16 @@ def bind(
         for text, weights in edit.tensors.items():
             for site in parse(text):
                 check_selectors(site, dims)
-                _check_width(edit, site, dict(weights), dims)
+                _check_width(edit, site, weights, dims)
                 if not edit.is_zero:
-                    bound.append(BoundEdit(edit, site, dict(weights), dims))
+                    bound.append(BoundEdit(edit, site, weights, dims))
     return bound
 
 
-def check_receipts(bound: list[BoundEdit], *, saw_generated: bool) -> tuple[Receipt, ...]:
-    """Receipts of a finished run.
+def check_receipts(
+    bound: list[BoundEdit], saw_generated: Callable[[], bool]
+) -> tuple[Receipt, ...]:
+    """Receipts of a finished run; `saw_generated` says whether it read any generated token.
 
     Raises:
         EditDidNothing: a site never reached, a scope that covered nothing, or no change, unless the
@@ -151,21 +163,22 @@ def check_receipts(bound: list[BoundEdit], *, saw_generated: bool) -> tuple[Rece
     """
     receipts = tuple(one.receipt() for one in bound)
     for one, receipt in zip(bound, receipts, strict=True):
-        edit, where = one.edit, f"edit {receipt.edit!r} at {receipt.site}"
+        edit = one.edit
+        where = f"edit {receipt.edit!r} at {receipt.site}"
         if not receipt.fired:
             raise _nothing(where, "was never reached", "a site this forward runs through")
         if edit.conditional or edit.scope.conditional:
             continue
         if not receipt.positions:
-            waiting = any(t.kind == "generated" for t in edit.scope.include) and not saw_generated
-            if waiting:
+            later = any(t.kind == "generated" for t in edit.scope.include)
+            if later and not saw_generated():
                 continue
             raise _nothing(
                 where, f"covered no position (scope {edit.scope})", "a scope inside the run"
             )
         if receipt.change == 0:
             raise _nothing(where, "changed nothing", "a change at non-zero strength")
-        if not torch.isfinite(torch.tensor(receipt.change)):
+        if not math.isfinite(receipt.change):
             raise EditError(
                 where,
                 "made the activations infinite or NaN",
@@ -182,6 +195,8 @@ def check_selectors(site: Site, dims: Dims) -> None:
     Raises:
         EditError: naming the selector and what the model has.
     """
+    if not site.selectors:
+        return
     sizes = {
         "head": dims.n_kv_heads if site.part in KV_PARTS else dims.n_heads,
         "expert": dims.n_experts,
@@ -196,6 +211,12 @@ def check_selectors(site: Site, dims: Dims) -> None:
                 got=index,
                 do="count from 0; key-value heads may be fewer than heads",
             )
+
+
+def _distance(new: Tensor, old: Tensor) -> Tensor:
+    if new.dtype != torch.float32 or new.requires_grad:
+        new, old = new.detach().float(), old.detach().float()
+    return torch.dist(new, old)
 
 
 def select(h: Tensor, site: Site) -> Tensor:
@@ -248,6 +269,8 @@ def _rule(edit: Intervention):
 
 def _widths(site: Site, dims: Dims) -> tuple[int, int]:
     """Width of the last axis, and of all axes after `pos` flattened (0 where the same)."""
+    if site.axes == ("pos", "d"):
+        return dims.d_model, 0
     heads = dims.n_kv_heads if site.part in KV_PARTS else dims.n_heads
     picked = site.selector("head") if "head" in site.axes else site.selector("expert")
     if site.axes == ("pos", "head", "d_head"):
@@ -257,13 +280,13 @@ def _widths(site: Site, dims: Dims) -> tuple[int, int]:
     return width.get(site.axes[-1], 0), 0
 
 
-def _flat_width(weights: dict[str, Tensor], site: Site, dims: Dims) -> bool:
+def _flat_width(weights: Weights, site: Site, dims: Dims) -> bool:
     last, flat = _widths(site, dims)
     sizes = {w.shape[-1] for k, w in weights.items() if k in WIDTH_TENSORS and w.dim()}
     return bool(flat) and flat != last and flat in sizes
 
 
-def _check_width(edit: Intervention, site: Site, weights: dict[str, Tensor], dims: Dims) -> None:
+def _check_width(edit: Intervention, site: Site, weights: Weights, dims: Dims) -> None:
     last, flat = _widths(site, dims)
     if not last or site.part.startswith("hf:") or "neuron" in dict(site.selectors):
         return

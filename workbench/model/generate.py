@@ -176,7 +176,7 @@ class _Loop:
 
 
 class _State:
-    """Ids, padding and cache of the rows still running."""
+    """Cache, padding, and the tokens not yet in the cache of the rows still running."""
 
     def __init__(self, model: Model, tokens: Tokens, use_cache: bool):
         self.model, self.use_cache = model, use_cache
@@ -184,15 +184,13 @@ class _State:
         self.positions = tokens.positions
         self.pads = padding(tokens)["mask"] is not None
         self.cache = model.backend.new_cache() if use_cache else None
-        self.fresh = tokens.ids.shape[1]
 
     def forward(self, session: Session) -> Tensor:
         """Next-token logits `[batch, vocab]` in fp32 from the tokens not yet in the cache."""
-        new = self.fresh if self.use_cache else self.ids.shape[1]
-        ids, positions = self.ids[:, -new:], self.positions[:, -new:]
+        ids, positions = self.ids, self.positions
         if not self.use_cache:
             session.frame.forget()
-        session.advance(ids, positions)
+        session.advance(ids, positions, padded=self.pads and ids.shape[1] > 1)
         step = self.model.backend.forward(
             ids,
             mask=self.mask.long() if self.pads else None,
@@ -206,11 +204,14 @@ class _State:
 
     def append(self, chosen: Tensor) -> None:
         """Add one token per row."""
-        self.ids = torch.cat([self.ids, chosen[:, None]], 1)
-        self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
+        positions = self.positions[:, -1:] + 1
+        if self.use_cache:
+            self.ids, self.positions = chosen[:, None], positions
+        else:
+            self.ids = torch.cat([self.ids, chosen[:, None]], 1)
+            self.positions = torch.cat([self.positions, positions], 1)
         if self.pads:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        self.fresh = 1
 
     def keep(self, rows: list[int]) -> None:
         """Drop every other row, in the cache too."""

@@ -7,17 +7,18 @@ the rest of the forward is the model's own. The result is what a fresh `model.ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from workbench import sites
-from workbench.errors import EditError
+from workbench.errors import WorkbenchError
 from workbench.model.backends.base import Tap
 from workbench.model.backends.skip import skipped
+from workbench.model.changes import Kept, Plan, Stages, lowest_difference, version
 from workbench.model.edits import BoundEdit
 from workbench.model.model import Model
 from workbench.model.run import padding
@@ -27,13 +28,12 @@ from workbench.sites import Site
 from workbench.tensors import Intervention, Tokens, Trace
 
 Read = Literal["all", "last", "none"]
-_RECOMPUTED = ("attention", "experts")
-"""Ways of tapping that run another kernel than an untapped layer: recording there changes last bits."""
+Record = str | Site | Iterable[str | Site]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One edit at several strengths, as one batch.
+    """One edit at several strengths, run as one batch.
 
     Attributes:
         strengths: as asked for.
@@ -50,7 +50,7 @@ class Sweep:
 
     @property
     def receipts(self) -> tuple[Receipt, ...]:
-        """What each edit did, all strengths together."""
+        """What each edit did, over all strengths."""
         return self.trace.receipts
 
     def __getitem__(self, site: str) -> Tensor:
@@ -58,23 +58,37 @@ class Sweep:
         return self.trace[site].unflatten(0, (len(self.strengths), -1))
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What is kept of a run. `outputs[l]` is block l's output before edits at its `resid_post`."""
+
+    plan: Plan
+    bound: list[BoundEdit]
+    weights: tuple[int, ...]
+    read: Read
+    outputs: list[Kept]
+    logits: Kept
+    values: dict[Site, Kept]
+
+
 class Live:
     """One batch of prompts, run again and again while edits move.
 
+    Kept are a `[batch, pos, d]` tensor per block, the logits and what was recorded. Weights changed in
+    place, and kept tensors that a caller wrote into, are noticed. A change through `.data`, a replaced
+    module or a new hook of your own is not: call `forget` then.
+
     Args:
-        model: on the "transformers" backend; on another every run is a full one, see `note`.
+        model: on backend "transformers"; on another one every run is a full run, see `note`.
         prompts: text, Prompt, a list of either, or Tokens.
-        edits: what the first run applies where `run` is given none.
+        edits: what `run` applies where it is given none.
         completions: ids put after each prompt, as in `model.run`.
 
     Attributes:
-        edits: of the last run.
-        reran: the blocks that the last run executed; empty when at most the head ran.
+        tokens: the batch.
+        edits: those of the last run.
+        reran: the blocks that the last run executed; empty where at most the head ran.
         note: why every run is a full one, or "".
-
-    Kept are one `[batch, pos, d]` tensor per block, the logits, and what was recorded. Weights changed
-    in place through autograd-visible operations, and kept tensors that a caller changed, are noticed;
-    after a change through `.data`, a replaced module or a new hook of yours, call `forget`.
     """
 
     def __init__(
@@ -89,171 +103,256 @@ class Live:
         self.tokens = prompts if isinstance(prompts, Tokens) else model.tokens(prompts, completions)
         self.edits = tuple(edits)
         self.reran = range(0)
-        self.note = _why_not(model)
+        self.note = _why_full(model)
+        self._stages = Stages(model.layout, model.n_layers)
+        self.forget()
+
+    def forget(self) -> None:
+        """The next run is a full one."""
         self._last: _Run | None = None
-        self._weights = [*model.hf.parameters(), *model.hf.buffers()]
-        self._stages = _Stages(model)
+        self._weights = [*self.model.hf.parameters(), *self.model.hf.buffers()]
 
     @torch.no_grad()
     def run(
         self,
         edits: Iterable[Intervention] | None = None,
-        record: Iterable[str | Site] = (),
+        record: Record = (),
         *,
         logits: Read = "last",
     ) -> Trace:
-        """The trace of `model.run(prompts, record, edits, logits=logits)`, from the changed layers.
+        """What `model.run(prompts, record, edits, logits=logits)` gives, from the changed layers on.
 
         Args:
             edits: in order; None repeats the last list. Equal content re-runs nothing, whoever
-                made the record; a strength, scope, tensor, order or presence that differs re-runs
-                from its layer, an edit of `embed` everything, one of `final_norm` or `logits` the
-                head alone.
-            record: sites to read. Values of layers that did not run again are kept from before;
-                what was not recorded then is run from its layer.
+                made the record. Otherwise the run starts at the lowest layer where a strength,
+                scope, tensor, order or presence differs: an edit of `embed` re-runs everything,
+                one of `final_norm` or `logits` the head alone.
+            record: sites to read. Values below the start are those of the last run; a site that
+                it did not record moves the start down to there.
             logits: which positions are unembedded.
 
         Raises:
-            WorkbenchError: as `model.run`; then the last good run stays the one compared with.
+            WorkbenchError: as `model.run`; the next run is then compared with the last good one.
         """
-        edits = self.edits if edits is None else tuple(edits)
-        record = [record] if isinstance(record, str | Site) else list(record)
+        edits, read = self.edits if edits is None else tuple(edits), _as_list(record)
         if self.note:
-            trace = self.model.run(self.tokens, record, edits, logits=logits)
+            trace = self.model.run(self.tokens, read, edits, logits=logits)
             self.edits, self.reran = edits, range(self.model.n_layers)
             return trace
-        session = self.model.session(self.tokens, edits, record)
-        want = _Run(_imprints(session, self._stages, record), session, logits, self._versions())
-        stage = self._resume_at(want, record)
-        trace = self._execute(want, stage, record)
-        self.edits, self._last, self.reran = edits, want, self._blocks_from(stage)
-        return trace
+        session = self.model.session(self.tokens, edits, read)
+        places = sites.parse_all(read, self.model.n_layers)
+        plan = self._stages.plan(session.bound, places)
+        stage = self._resume_at(plan, places, logits)
+        last, receipts = self._rerun(session, plan, places, stage, logits)
+        self._last, self.edits = last, edits
+        self.reran = range(min(_skips(stage), self.model.n_layers), self.model.n_layers)
+        in_order = sorted(places, key=lambda site: site.depth)
+        values = {str(site): last.values[site].tensor for site in in_order}
+        return Trace(self.tokens, last.logits.tensor, values, receipts)
 
     @torch.no_grad()
     def sweep(
         self,
         edit: Intervention,
         strengths: Iterable[float],
-        record: Iterable[str | Site] = (),
+        record: Record = (),
         *,
         logits: Read = "last",
     ) -> Sweep:
-        """One edit at every strength, beside the current edits, as one batch from its layer up.
+        """One edit at every strength, among the current edits, as one batch from its layer up.
 
         Args:
-            edit: takes the place of the current edit with the same operation and tensors, or comes
-                after all others; its own strength is not used.
-            strengths: one batch row per prompt and strength; 0 is no edit.
+            edit: takes the place of the current edit with this operation and these tensors, or
+                comes last where there is none. Its own strength is not used.
+            strengths: a batch row each for every prompt; 0 is no edit.
             record, logits: as in `run`.
 
         Returns:
-            A Sweep. Each strength equals its own run to about 1e-5 in fp32 logits: a larger batch
-            sums in another order. Bit for bit equality holds at equal batch composition only.
+            A Sweep. Each strength equals its own run to about 1e-5 in fp32 logits, not bit for
+            bit: a larger batch is summed in another order.
+
+        Raises:
+            WorkbenchError: as `model.run`, or no strengths.
         """
-        values = tuple(float(s) for s in strengths)
-        if not values:
-            raise EditError("Live.sweep", "has no strengths", expected="at least one", got=0, do="add")
-        record = [record] if isinstance(record, str | Site) else list(record)
+        values, read = _checked_strengths(strengths), _as_list(record)
         rows = len(self.tokens)
-        per_row = torch.tensor(values).repeat_interleave(rows)
-        edits = _swept(self.edits, edit.at(per_row), len(values), rows)
+        edits = _swept(self.edits, edit, torch.tensor(values).repeat_interleave(rows), rows)
         tokens = _repeated(self.tokens, len(values))
         if self.note:
-            return Sweep(values, self.model.run(tokens, record, edits, logits=logits))
-        last = self._ready()
-        session = self.model.session(tokens, edits, record)
-        swept = [self._stages.of(s) for text in edit.sites for s in self._parse(text)]
-        read = [self._stages.of(s) for s in self._parse(*record)]
-        stage = min([*swept, *read, self._stages.head])
-        trace = self._forward(session, last, stage, logits, copies=len(values))
-        return Sweep(values, trace)
-
-    def forget(self) -> None:
-        """The next run is a full one."""
-        self._last = None
-        self._weights = [*self.model.hf.parameters(), *self.model.hf.buffers()]
-
-    def _ready(self) -> _Run:
-        """The last run, brought up to date with the weights."""
-        if self._last is None or self._last.weights != self._versions():
+            return Sweep(values, self.model.run(tokens, read, edits, logits=logits))
+        if not self._usable():
             self.run()
-        elif not all(kept.intact for kept in self._last.outputs):
-            self.run()
-        assert self._last is not None
-        return self._last
+        session = self.model.session(tokens, edits, read)
+        reached = sites.parse_all([*edit.sites, *read], self.model.n_layers)
+        stage = min(map(self._stages.of, reached))
+        return Sweep(values, self._forward(session, tokens, stage, logits, copies=len(values)))
+
+    def _usable(self) -> bool:
+        """Whether the last run still holds: same weights, kept outputs untouched."""
+        last = self._last
+        return (
+            last is not None
+            and last.weights == self._versions()
+            and all(kept.intact for kept in last.outputs)
+        )
 
     def _versions(self) -> tuple[int, ...]:
-        return tuple(p._version for p in self._weights)
+        return tuple(map(version, self._weights))
 
-    def _parse(self, *texts: str | Site) -> list[Site]:
-        return sites.parse_all(list(texts), self.model.n_layers)
-
-    def _resume_at(self, want: _Run, record: list[str | Site]) -> int:
-        """The lowest stage that has to run again; beyond the head where none has."""
+    def _resume_at(self, plan: Plan, places: list[Site], read: Read) -> int:
+        """The lowest stage that has to run again; one beyond the head where none has."""
         last, head = self._last, self._stages.head
-        if last is None or last.weights != want.weights:
+        if last is None or not self._usable():
             return -1
-        if not all(kept.intact for kept in last.outputs):
-            return -1
-        stage = _lowest_difference(last.imprints, want.imprints, default=head + 1)
-        if last.read != want.read or not last.logits.intact:
+        changed = lowest_difference(last.plan, plan)
+        stage = head + 1 if changed is None else changed
+        if last.read != read or not last.logits.intact:
             stage = min(stage, head)
-        for site in self._parse(*record):
-            kept = last.values.get(str(site))
+        for site in places:
+            kept = last.values.get(site)
             if kept is None or not kept.intact:
                 stage = min(stage, self._stages.of(site))
         return stage
 
-    def _execute(self, want: _Run, stage: int, record: list[str | Site]) -> Trace:
-        """Run from `stage` and keep in `want` what the next run may need."""
-        last, session = self._last, want.session
+    def _rerun(
+        self, session: Session, plan: Plan, places: list[Site], stage: int, read: Read
+    ) -> tuple[_Run, tuple[Receipt, ...]]:
+        """Run again from `stage`; what is kept afterwards, and the receipts."""
+        last, count = self._last, _skips(stage)
         if last is not None and stage > self._stages.head:
-            want.take_over(last)
-            _inherit(session.bound, last.session.bound, lambda _site: True)
-            kept = {str(s): last.values[str(s)].tensor for s in self._parse(*record)}
-            return Trace(self.tokens, last.logits.tensor, kept, session.receipts())
+            self._take_over(session.bound, stage)
+            return replace(last, bound=session.bound), session.receipts()
+        outputs = [] if last is None else last.outputs[:count]
+        kept = {} if last is None else last.values
+        values = {s: k for s, k in kept.items() if self._stages.of(s) < _floor(stage)}
         captured: dict[int, Tensor] = {}
-        trace = self._forward(session, last, stage, want.read, captured=captured)
-        below = last.outputs[: _skips(stage)] if last is not None else []
-        want.outputs = [*below, *(_Kept(captured[i]) for i in sorted(captured))]
-        want.logits = _Kept(trace.logits)
-        old = last.values if last is not None else {}
-        floor = 2 * _skips(stage) - 1
-        want.values = {k: v for k, v in old.items() if self._stages.of_text(k) < floor}
-        asked = {str(s): want.values[str(s)].tensor for s in self._parse(*record) if str(s) in want.values}
-        want.values |= {k: _Kept(v) for k, v in trace.values.items()}
-        return replace(trace, values={**asked, **trace.values})
+        trace = self._forward(session, self.tokens, stage, read, captured)
+        outputs += [Kept(captured[layer]) for layer in range(count, self.model.n_layers)]
+        values |= {s: Kept(trace.values[str(s)]) for s in places if str(s) in trace.values}
+        logits = Kept(trace.logits)
+        made = _Run(plan, session.bound, self._versions(), read, outputs, logits, values)
+        return made, trace.receipts
 
     def _forward(
         self,
         session: Session,
-        last: _Run | None,
+        tokens: Tokens,
         stage: int,
         read: Read,
-        *,
         captured: dict[int, Tensor] | None = None,
         copies: int = 1,
     ) -> Trace:
-        """The forward with the blocks below `stage` left out; `captured` is filled with outputs."""
-        count, tokens = _skips(stage), session.tokens
-        output = last.outputs[count - 1].tensor if last is not None and count else None
-        if output is not None and copies > 1:
-            output = output.repeat(copies, *[1] * (output.dim() - 1))
-        if last is not None:
-            above = 2 * count - 1
-            _inherit(session.bound, last.session.bound, lambda s: self._stages.of(s) < above, copies)
-        taps = [t for t in session.taps if self._stages.of(t.site) >= 2 * count - 1]
+        """The forward without the blocks below `stage`; `captured` is filled with block outputs."""
+        count, backend = _skips(stage), self.model.backend
+        self._take_over(session.bound, _floor(stage), copies)
+        taps = [t for t in session.taps if self._stages.of(t.site) >= _floor(stage)]
         if captured is not None:
-            # before the session's own taps there, so that edits of resid_post are not in what is kept
-            taps = [*_captures(captured, range(count, self.model.n_layers)), *taps]
-        session.advance(tokens.ids, tokens.positions)
-        backend = self.model.backend
-        with skipped(backend.blocks, count, output), backend.attach(taps):
+            # before the session's own taps there, so that what is kept lacks their edits
+            taps = [_capture(layer, captured) for layer in range(count, self.model.n_layers)] + taps
+        pads = padding(tokens)
+        session.advance(tokens.ids, None if pads["mask"] is None else tokens.positions)
+        with skipped(backend.blocks, count, self._output(count, copies)), backend.attach(taps):
             step = backend.forward(
-                tokens.ids, **padding(tokens), cache=None, use_cache=False, keep=int(read != "all")
+                tokens.ids, **pads, cache=None, use_cache=False, keep=int(read != "all")
             )
         logits = step.logits[:, :0] if read == "none" else step.logits
         return Trace(tokens, logits, session.values, session.receipts())
 
-    def _blocks_from(self, stage: int) -> range:
-        return range(_skips(min(stage, self._stages.head)), self.model.n_layers)
+    def _output(self, count: int, copies: int) -> Tensor | None:
+        """What block `count - 1` gave in the last run, repeated for a larger batch."""
+        if self._last is None or not count:
+            return None
+        output = self._last.outputs[count - 1].tensor
+        return output if copies == 1 else output.repeat(copies, *[1] * (output.dim() - 1))
+
+    def _take_over(self, bound: list[BoundEdit], below: int, copies: int = 1) -> None:
+        """Edits below a stage do not run: they did what they did in the last run."""
+        did: dict[int, list[BoundEdit]] = {}
+        for edit in reversed([] if self._last is None else self._last.bound):
+            did.setdefault(self._stages.of(edit.site), []).append(edit)
+        for edit in bound:
+            stage = self._stages.of(edit.site)
+            if stage < below:
+                edit.add(did[stage].pop(), copies)
+
+
+def _skips(stage: int) -> int:
+    """Blocks that a forward from `stage` leaves out. Edits of the last one's `resid_post` act anew."""
+    return (stage + 1) // 2
+
+
+def _floor(stage: int) -> int:
+    """The lowest stage that a forward from `stage` reaches again."""
+    return 2 * _skips(stage) - 1
+
+
+def _capture(layer: int, captured: dict[int, Tensor]) -> Tap:
+    def keep(h: Tensor) -> Tensor:
+        captured[layer] = h
+        return h
+
+    return Tap(Site(layer, "resid_post"), keep, writes=False)
+
+
+def _why_full(model: Model) -> str:
+    if model.backend.name == "transformers":
+        return ""
+    return f"backend {model.backend.name} runs every layer; backend 'transformers' resumes"
+
+
+def _as_list(record: Record) -> list[str | Site]:
+    return [record] if isinstance(record, str | Site) else list(record)
+
+
+def _checked_strengths(strengths: Iterable[float]) -> tuple[float, ...]:
+    values = tuple(float(s) for s in strengths)
+    if values:
+        return values
+    raise WorkbenchError(
+        "Live.sweep", "has no strengths", expected="at least one", got="none", do="pass some"
+    )
+
+
+def _swept(
+    edits: Sequence[Intervention], edit: Intervention, strengths: Tensor, rows: int
+) -> list[Intervention]:
+    """The edits of a sweep's batch, which is `len(strengths) / rows` copies of the prompts."""
+    copies = len(strengths) // rows
+    batch = [_copied(one, copies, rows) for one in edits]
+    swept = _copied(edit.at(1.0), copies, rows).at(strengths)
+    same = [i for i, one in enumerate(edits) if _same_tensors(one, edit)]
+    if not same:
+        return [*batch, swept]
+    batch[same[0]] = swept
+    return batch
+
+
+def _copied(edit: Intervention, copies: int, rows: int) -> Intervention:
+    """The edit for `copies` of the batch: per-row strengths and per-row values repeated."""
+    if isinstance(edit.strength, Tensor):
+        edit = edit.at(edit.strength.repeat(copies))
+    if edit.operation != "set" or rows == 1:
+        return edit
+    repeated = {
+        site: {
+            name: w.repeat(copies, *[1] * (w.dim() - 1)) if w.dim() > 2 and len(w) == rows else w
+            for name, w in weights.items()
+        }
+        for site, weights in edit.tensors.items()
+    }
+    return replace(edit, tensors=repeated)
+
+
+def _same_tensors(a: Intervention, b: Intervention) -> bool:
+    if a.operation != b.operation or a.tensors.keys() != b.tensors.keys():
+        return False
+    return all(
+        a.tensors[site].keys() == weights.keys()
+        and all(w is a.tensors[site][k] or torch.equal(w, a.tensors[site][k]) for k, w in weights.items())
+        for site, weights in b.tensors.items()
+    )
+
+
+def _repeated(tokens: Tokens, copies: int) -> Tokens:
+    ids, mask = tokens.ids.repeat(copies, 1), tokens.mask.repeat(copies, 1)
+    return Tokens(ids, mask, tokens.prompts * copies, tokens.prompt_lengths * copies)

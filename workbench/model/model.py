@@ -199,11 +199,15 @@ class Model:
             tokens,
             edits,
             record,
-            self.tokenizer.bos_token_id,
+            self._bos_id,
             lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"],
         )
 
-    @property
+    @cached_property
+    def _bos_id(self) -> int | None:
+        return self.tokenizer.bos_token_id
+
+    @cached_property
     def fingerprint_shape(self) -> Fingerprint:
         """The fingerprint without its weight hash: what fitting an edit needs, at no cost."""
         return Fingerprint(self.name, self.hf.config.model_type, self.d_model, self.n_layers, "")
@@ -221,10 +225,11 @@ class Model:
         cache = 2 * d.n_layers * d.n_kv_heads * d.d_head * longest * size
         activations = longest * (8 * d.d_model + 3 * d.d_mlp + d.n_heads * longest) * size
         row = cache + activations + 8 * d.n_vocab
-        return max(1, min(64, int(_free_bytes(self.device) / 4 // row)))
+        return max(1, min(64, int(free_bytes(self.device) / 4 // row)))
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free where the model is: the GPU's own, or the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,37 +12,77 @@ from workbench.scopes import Scope, Term, Token
 from workbench.shapes import Bool, Int, Mask
 
 Encode = Callable[[str], list[int]]
+Columns = tuple[Tensor, Tensor | None]
+"""Ids of some columns, and their positions where they do not count from 0."""
+
+_NONE = torch.zeros(0, 0, dtype=torch.long)
 
 
 class Frame:
     """The columns of the forward under way, in absolute positions, and all columns before them.
 
-    Kept on the CPU: what a scope covers is known without waiting for a GPU.
+    Kept as it comes and looked at, on the CPU, only when asked: most edits cover every position. In a
+    packed row `visible` says which columns each column sees; elsewhere it is None, and they see what
+    is before them.
     """
 
-    def __init__(self, prompt_lengths: list[int], bos_id: int | None, encode: Encode):
-        self.prompt_lengths = torch.tensor(prompt_lengths)[:, None]
+    def __init__(self, prompt_lengths: Sequence[int], bos_id: int | None, encode: Encode):
         self.bos_id, self.encode = bos_id, encode
-        self.positions = torch.zeros(len(prompt_lengths), 0, dtype=torch.long)
-        self.ids = self.positions
-        self.all_positions, self.all_ids = self.positions, self.ids
+        self.visible: Bool[Tensor, "q k"] | None = None
+        self._lengths = list(prompt_lengths)
+        self._past: list[Columns] = []
+        self._now: Columns = (_NONE, None)
+        self.padded = True
         self._masks: dict[tuple[Scope, bool], Tensor | None] = {}
 
-    def advance(self, ids: Tensor, positions: Tensor) -> None:
-        """Enter the next forward: its `ids` and absolute `positions`, `[batch, pos]`."""
-        self.ids, self.positions = ids.cpu(), positions.cpu()
-        self.all_ids = torch.cat([self.all_ids, self.ids], 1)
-        self.all_positions = torch.cat([self.all_positions, self.positions], 1)
+    def advance(self, ids: Tensor, positions: Tensor | None, *, padded: bool = True) -> None:
+        """Enter the next forward: its `ids` and absolute `positions`, `[batch, pos]`.
+
+        `positions` are None where they count from 0 in every row. `padded=False` promises that no
+        column is padding, which is then not looked for.
+        """
+        self._now, self.padded = (ids, positions), padded and positions is not None
+        self._past.append(self._now)
         self._masks.clear()
 
     def forget(self) -> None:
         """The next forward starts over from position 0 (no KV cache)."""
-        self.all_positions, self.all_ids = self.all_positions[:, :0], self.all_ids[:, :0]
+        self._past.clear()
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
-        self.prompt_lengths = self.prompt_lengths[rows]
-        self.all_ids, self.all_positions = self.all_ids[rows], self.all_positions[rows]
+        self._lengths = [self._lengths[row] for row in rows]
+        self._past = [(self.all_ids[rows], self.all_positions[rows])]
+
+    @property
+    def prompt_lengths(self) -> Int[Tensor, "batch 1"]:
+        """Tokens of each row's prompt."""
+        return torch.tensor(self._lengths)[:, None]
+
+    @property
+    def ids(self) -> Int[Tensor, "batch pos"]:
+        """Ids of this forward's columns."""
+        return self._now[0].cpu()
+
+    @property
+    def positions(self) -> Int[Tensor, "batch pos"]:
+        """Their absolute positions, negative on padding."""
+        return _positions(*self._now)
+
+    @property
+    def all_ids(self) -> Int[Tensor, "batch pos"]:
+        """Ids of every column since the start, this forward's included."""
+        return self._joined()[0]
+
+    @property
+    def all_positions(self) -> Int[Tensor, "batch pos"]:
+        """Their absolute positions."""
+        return self._joined()[1]
+
+    @property
+    def generated(self) -> bool:
+        """Whether this forward reads a generated token in any row."""
+        return bool(self._past) and bool((self.positions[:, -1:] >= self.prompt_lengths).any())
 
     def mask(self, scope: Scope, *, keys: bool = False) -> Mask | None:
         """Columns the scope covers, `[batch, pos]`; None where it covers every one.
@@ -50,8 +90,11 @@ class Frame:
         With `keys` the columns are all keys so far instead of this forward's queries.
         """
         if (scope, keys) not in self._masks:
-            covered = self._union(scope.include, keys) & ~self._union(scope.exclude, keys)
-            covered &= (self.all_positions if keys else self.positions) >= 0
+            covered = self._union(scope.include, keys)
+            if scope.exclude:
+                covered = covered & ~self._union(scope.exclude, keys)
+            if self.padded or keys:
+                covered = covered & ((self.all_positions if keys else self.positions) >= 0)
             self._masks[scope, keys] = None if bool(covered.all()) else covered
         return self._masks[scope, keys]
 
@@ -73,11 +116,20 @@ class Frame:
             )
         return found.int().argmax(1)
 
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        """All columns in one piece; steps of generation are joined only when somebody looks back."""
+        past = self._past or [(self._now[0][:, :0], None)]
+        if len(past) > 1:
+            ids, positions = zip(*((i, _positions(i, p)) for i, p in past), strict=True)
+            past = self._past = [(torch.cat(ids, 1).cpu(), torch.cat(positions, 1))]
+        return past[0][0].cpu(), _positions(*past[0])
+
     def _union(self, terms: tuple[Term, ...], keys: bool) -> Bool[Tensor, "batch pos"]:
         positions = self.all_positions if keys else self.positions
-        covered = torch.zeros_like(positions, dtype=torch.bool)
-        for term in terms:
-            covered = covered | self._term(term, positions, self.all_ids if keys else self.ids)
+        ids = self.all_ids if keys else self.ids
+        covered = self._term(terms[0], positions, ids)
+        for term in terms[1:]:
+            covered = covered | self._term(term, positions, ids)
         return covered
 
     def _term(self, term: Term, at: Tensor, ids: Tensor) -> Bool[Tensor, "batch pos"]:
@@ -99,11 +151,13 @@ class Frame:
             case _:  # after
                 return at >= self._first(self._id(term.args[0]))
 
-    def _first(self, token: int) -> Int[Tensor, "batch 1"]:
+    def _first(self, token: int) -> Int[Tensor, "batch column"]:
         """Absolute position of the token's first reading in each row; beyond all where none."""
-        never = torch.full_like(self.all_positions, 2**60)
         seen = (self.all_ids == token) & (self.all_positions >= 0)
-        return torch.where(seen, self.all_positions, never).min(1, keepdim=True).values
+        at = torch.where(seen, self.all_positions, 2**60)
+        if self.visible is None:
+            return at.min(1, keepdim=True).values
+        return torch.where(self.visible, at, 2**60).min(1).values[None]
 
     def _id(self, token: Token) -> int:
         if isinstance(token, int):
@@ -118,3 +172,7 @@ class Frame:
                 do="pass the id",
             )
         return ids[0]
+
+
+def _positions(ids: Tensor, positions: Tensor | None) -> Int[Tensor, "batch pos"]:
+    return torch.arange(ids.shape[1]).expand(ids.shape) if positions is None else positions.cpu()

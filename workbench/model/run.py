@@ -25,11 +25,11 @@ def run(
     """See `Model.run`."""
     tokens = prompts if isinstance(prompts, Tokens) else model.tokens(prompts, completions)
     session = model.session(tokens, edits, record)
+    pads = padding(tokens)
     with session.attached(), torch.set_grad_enabled(grad):
-        positions = tokens.positions
-        session.advance(tokens.ids, positions)
+        session.advance(tokens.ids, None if pads["mask"] is None else tokens.positions)
         step = model.backend.forward(
-            tokens.ids, **padding(tokens), cache=None, use_cache=False, keep=int(logits != "all")
+            tokens.ids, **pads, cache=None, use_cache=False, keep=int(logits != "all")
         )
     out = step.logits[:, :0] if logits == "none" else step.logits
     return Trace(tokens, out, session.values, session.receipts())

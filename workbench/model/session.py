@@ -32,12 +32,12 @@ class Session:
         bos_id: int | None,
         encode: Encode,
     ):
-        self.frame = Frame(list(tokens.prompt_lengths), bos_id, encode)
+        self.frame = Frame(tokens.prompt_lengths, bos_id, encode)
         self.values: dict[str, Tensor] = {}
         self.bound = bound_edits.bind(
             edits, lambda text: sites.parse(text, dims.n_layers), dims, model, len(tokens)
         )
-        self._saw_generated = False
+        self._dropped_generated = False
         self._backend = backend
         recorded = sites.parse_all(list(record), dims.n_layers)
         for site in recorded:
@@ -52,55 +52,76 @@ class Session:
         with self._backend.attach(self.taps):
             yield
 
-    def advance(self, ids: Tensor, positions: Tensor) -> None:
-        """Tell the edits which tokens the next forward reads, `[batch, pos]` both."""
-        self.frame.advance(ids, positions)
-        generated = self.frame.positions >= self.frame.prompt_lengths
-        self._saw_generated = self._saw_generated or bool(generated.any())
+    def advance(self, ids: Tensor, positions: Tensor | None, *, padded: bool = True) -> None:
+        """Tell the edits which tokens the next forward reads, see `Frame.advance`."""
+        self.frame.advance(ids, positions, padded=padded)
+
+    @property
+    def saw_generated(self) -> bool:
+        """Whether any row has read a generated token so far; positions only grow."""
+        return self._dropped_generated or self.frame.generated
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
+        self._dropped_generated = self.saw_generated
         self.frame.keep(rows)
         for edit in self.bound:
             edit.keep(rows)
 
     def receipts(self) -> tuple[Receipt, ...]:
         """What the edits did, or an error where one did nothing."""
-        return bound_edits.check_receipts(self.bound, saw_generated=self._saw_generated)
+        return bound_edits.check_receipts(self.bound, lambda: self.saw_generated)
 
     def _make_taps(self, record: list[Site]) -> list[Tap]:
-        """One tap per place: its edits in order, then its recordings."""
+        """One tap per place: its edits in order, then its recordings.
+
+        No tap holds the session: what it recorded is freed without waiting for a garbage collection.
+        """
         places: dict[Site, list[Callable[[Tensor], Tensor]]] = {}
         written = {edit.site.base for edit in self.bound}
         for edit in self.bound:
             places.setdefault(edit.site.base, []).append(
-                lambda h, edit=edit: edit.apply(h, self.frame)
+                lambda h, edit=edit, frame=self.frame: edit.apply(h, frame)
             )
         for site in record:
-            places.setdefault(site.base, []).append(lambda h, site=site: self._record(site, h))
+            places.setdefault(site.base, []).append(_recorder(site, self.values, self.frame))
         return [
             Tap(site, _chain(fns), site in written)
             for site, fns in sorted(places.items(), key=lambda item: item[0].depth)
         ]
 
-    def _record(self, site: Site, h: Tensor) -> Tensor:
-        value = bound_edits.select(h, site)
-        pos = site.selector("pos")
-        if pos is not None:
-            value = self._columns(site, value, pos)
-        for dim, key in reversed(list(enumerate(site.axes, start=1))):
-            if key != "pos" and isinstance(site.selector(key), int):
-                value = value.squeeze(dim)
-        # OLMoE clamps its projections in place after the hook has seen them
-        self.values[str(site)] = value.clone() if site.part in ("q", "k", "v") else value
+
+def _recorder(site: Site, values: dict[str, Tensor], frame: Frame) -> Callable[[Tensor], Tensor]:
+    text = str(site)
+    # OLMoE clamps its projections in place after the hook has seen them
+    copied = site.part in ("q", "k", "v")
+
+    def keep(h: Tensor) -> Tensor:
+        value = _selected(h, site, frame) if site.selectors else h
+        values[text] = value.clone() if copied else value
         return h
 
-    def _columns(self, site: Site, value: Tensor, pos: sites.Index) -> Tensor:
-        dim = 1 + (site.axes.index("pos") if "pos" in site.axes else site.axes.index("q"))
-        many = [pos] if isinstance(pos, int) else list(pos)
-        rows = torch.arange(value.shape[0])
-        picked = [value.movedim(dim, 1)[rows, self.frame.column(p)] for p in many]
-        return picked[0] if isinstance(pos, int) else torch.stack(picked, 1).movedim(1, dim)
+    return keep
+
+
+def _selected(h: Tensor, site: Site, frame: Frame) -> Tensor:
+    """What the selectors mean; the axis of a single index is gone."""
+    value = bound_edits.select(h, site)
+    pos = site.selector("pos")
+    if pos is not None:
+        value = _columns(value, site, pos, frame)
+    for dim, key in reversed(list(enumerate(site.axes, start=1))):
+        if key != "pos" and isinstance(site.selector(key), int):
+            value = value.squeeze(dim)
+    return value
+
+
+def _columns(value: Tensor, site: Site, pos: sites.Index, frame: Frame) -> Tensor:
+    dim = 1 + (site.axes.index("pos") if "pos" in site.axes else site.axes.index("q"))
+    many = [pos] if isinstance(pos, int) else list(pos)
+    rows = torch.arange(value.shape[0])
+    picked = [value.movedim(dim, 1)[rows, frame.column(p)] for p in many]
+    return picked[0] if isinstance(pos, int) else torch.stack(picked, 1).movedim(1, dim)
 
 
 def _chain(fns: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:

@@ -34,15 +34,22 @@ def tapped(attention: nn.Module, taps: Mapping[str, Fn]) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attention)
-    original = attention.config
-    private = copy.copy(original)
-    private._attn_implementation_internal = _NAME
-    object.__setattr__(private, "workbench_taps", dict(taps))
+    with implementation(attention, _NAME) as private:
+        object.__setattr__(private, "workbench_taps", dict(taps))
+        yield
+
+
+@contextmanager
+def implementation(attention: nn.Module, name: str) -> Iterator[Any]:
+    """This module alone attends by `name`, through a private copy of its configuration."""
+    shared = attention.config
+    private = copy.copy(shared)
+    private._attn_implementation_internal = name
     attention.config = private
     try:
-        yield
+        yield private
     finally:
-        attention.config = original
+        attention.config = shared
 
 
 class _SoftmaxTap(TorchFunctionMode):
@@ -73,18 +80,18 @@ def _attention(
     taps = module.config.workbench_taps
     key = taps["k_cache"](key) if "k_cache" in taps else key
     value = taps["v_cache"](value) if "v_cache" in taps else value
-    mask = _additive(attention_mask, query, key)
+    mask = additive(attention_mask, query, key)
     with _SoftmaxTap(taps.get("attn_scores"), taps.get("pattern")):
         return _source(module).eager_attention_forward(module, query, key, value, mask, **options)
 
 
-def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+def additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """The mask as the eager form wants it, whatever the loaded implementation uses."""
     n_q, n_k = query.shape[-2], key.shape[-2]
     if mask is None and n_q == 1:
         return None
     if mask is None or mask.dim() == 2:
-        causal = torch.ones(n_q, n_k, dtype=torch.bool, device=query.device).tril(n_k - n_q)
+        causal = torch.ones(1, 1, n_q, n_k, dtype=torch.bool, device=query.device).tril(n_k - n_q)
         mask = causal if mask is None else causal & mask[:, None, None, -n_k:].bool()
     if mask.dtype != torch.bool:
         return mask[..., :n_k]

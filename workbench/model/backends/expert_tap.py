@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 Fn = Callable[[Tensor], Tensor]
 Shape = Callable[[], tuple[int, int]]
@@ -36,7 +37,7 @@ def tapped(experts: nn.Module, fn: Fn, shape: Shape) -> Iterator[None]:
     before = experts.__dict__.get("forward")
 
     def forward(hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return _experts(experts, hidden, top_k_index, top_k_weights, fn, shape())
+        return computed(experts, fn, shape(), hidden, top_k_index, top_k_weights)
 
     experts.forward = forward
     try:
@@ -46,6 +47,17 @@ def tapped(experts: nn.Module, fn: Fn, shape: Shape) -> Iterator[None]:
             experts.forward = before
         else:
             del experts.forward
+
+
+def hook_router(gate: nn.Module, fn: Fn, shape: Shape) -> RemovableHandle:
+    """A hook by which `fn` sees `[batch, pos, expert]` logits and, where it changes them, re-routes."""
+
+    def after(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        logits = out[0].unflatten(0, shape())
+        new = fn(logits)
+        return None if new is logits else rerouted(module, args, new.flatten(0, 1))
+
+    return gate.register_forward_hook(after)
 
 
 def rerouted(gate: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Any:
@@ -68,9 +80,10 @@ class _FirstLinear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _experts(
-    experts: Any, x: Tensor, index: Tensor, weights: Tensor, fn: Fn, shape: tuple[int, int]
+def computed(
+    experts: Any, fn: Fn, shape: tuple[int, int], x: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:
+    """The experts' output with `fn` in between, from the arguments of their own forward."""
     n_experts, width = experts.down_proj.shape[0], experts.down_proj.shape[-1]
     neurons = x.new_zeros(x.shape[0], n_experts, width)
     hits = [(e, *torch.where(index == e)) for e in index.unique().tolist() if e < n_experts]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from workbench.errors import SiteUnavailable, WorkbenchError, nearest
 from workbench.model.backends import attention_tap, expert_tap
-from workbench.model.backends.base import Step, Tap
+from workbench.model.backends.base import Carry, Step, Tap
 from workbench.model.layouts.base import Dims, Layout, Point, Side
 from workbench.sites import Site
 
@@ -24,6 +24,8 @@ class Transformers:
         self.hf, self.layout, self.dims = hf, layout, dims
         self.blocks: Sequence[nn.Module] = hf.get_submodule(layout.blocks)
         self._shape = (0, 0)
+        # which sites exist follows from the architecture, so it is looked up once
+        self._existing: set[Site] = set()
 
     def unwrap(self) -> nn.Module:
         """The Hugging Face module."""
@@ -39,13 +41,14 @@ class Transformers:
         self,
         ids: Tensor,
         *,
-        mask: Tensor | None,
+        mask: Tensor | dict[str, Tensor] | None,
         positions: Tensor | None,
         cache: Any,
         use_cache: bool,
-        keep: int,
+        keep: int | Tensor,
     ) -> Step:
-        """See `Backend.forward`. A 4-D `mask` goes to the model as it is (packed branches)."""
+        """See `Backend.forward`. For packed branches also a 4-D `mask`, or one per kind of layer, that
+        the model takes as it is, and `keep` as the columns that get logits."""
         self._shape = (ids.shape[0], ids.shape[1])
         given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         out = self.hf(
@@ -58,7 +61,8 @@ class Transformers:
 
     def check(self, site: Site, *, write: bool) -> None:
         """Raise where this model has no such site; whatever it has can be read and written."""
-        self._place(site)
+        if site not in self._existing:
+            self.place(site)
 
     @contextmanager
     def attach(self, taps: Sequence[Tap]) -> Iterator[None]:
@@ -66,11 +70,11 @@ class Transformers:
         with ExitStack() as stack:
             attention: dict[int, dict[str, Any]] = {}
             # a resid_mid write reaches the block's output, so its hook must run before resid_post's
-            for tap in sorted(taps, key=lambda t: t.site.part == "resid_post"):
+            for tap in sorted(taps, key=_is_resid_post) if len(taps) > 1 else taps:
                 if tap.site.part == "logits":
                     stack.callback(self._hook_logits(tap).remove)
                     continue
-                module, point = self._place(tap.site)
+                module, point = self.place(tap.site)
                 if point.via == "attention":
                     attention.setdefault(tap.site.layer or 0, {})[tap.site.part] = tap.fn
                 elif point.via == "experts":
@@ -84,7 +88,8 @@ class Transformers:
 
     def _hook(self, stack: ExitStack, module: nn.Module, point: Point, tap: Tap) -> None:
         if point.via == "router":
-            stack.callback(self._hook_router(module, tap).remove)
+            handle = expert_tap.hook_router(module, tap.fn, lambda: self._shape)
+            stack.callback(handle.remove)
         elif point.via == "resid_mid" and tap.writes:
             for handle in self._hook_resid_mid(module, self.blocks[tap.site.layer or 0], tap):
                 stack.callback(handle.remove)
@@ -111,33 +116,20 @@ class Transformers:
         return module.register_forward_hook(after)
 
     def _hook_resid_mid(self, norm: nn.Module, block: nn.Module, tap: Tap) -> tuple[Any, Any]:
-        """The norm's input misses the skip connection: carry the change to the block's output."""
-        carried: list[Tensor] = []
+        carry = Carry(tap.fn)
 
         def before(raw: Tensor) -> Tensor | None:
-            new = tap.fn(raw)
-            if new is raw:
-                return None
-            carried.append(new - raw)
-            return new
+            new = carry.before(raw)
+            return None if new is raw else new
 
         def after(_module: nn.Module, _args: Any, out: Any) -> Any:
-            if not carried:
+            raw = out[0] if isinstance(out, tuple) else out
+            new = carry.after(raw)
+            if new is raw:
                 return None
-            delta = carried.pop()
-            return (out[0] + delta, *out[1:]) if isinstance(out, tuple) else out + delta
+            return (new, *out[1:]) if isinstance(out, tuple) else new
 
         return _pre_hook(norm, before), block.register_forward_hook(after)
-
-    def _hook_router(self, gate: nn.Module, tap: Tap) -> Any:
-        def after(module: nn.Module, args: Any, out: Any) -> Any:
-            logits = out[0].unflatten(0, self._shape)
-            new = tap.fn(logits)
-            if new is logits:
-                return None
-            return expert_tap.rerouted(module, args, new.flatten(0, 1))
-
-        return gate.register_forward_hook(after)
 
     def _hook_logits(self, tap: Tap) -> Any:
         def after(_module: nn.Module, _args: Any, out: Any) -> Any:
@@ -148,7 +140,7 @@ class Transformers:
 
         return self.hf.register_forward_hook(after)
 
-    def _place(self, site: Site) -> tuple[nn.Module, Point]:
+    def place(self, site: Site) -> tuple[nn.Module, Point]:
         """The module and point of a site, or `SiteUnavailable` with the reason."""
         if site.part == "logits":
             return self.hf, Point("")
@@ -156,7 +148,7 @@ class Transformers:
             return self._any_module(site)
         root = self.hf if site.layer is None else self.blocks[site.layer]
         point = (self.layout.outside if site.layer is None else self.layout.inside).get(site.part)
-        reason = self._lacking(site, point, root)
+        reason = "" if site in self._existing else self._lacking(site, point, root)
         if reason or point is None:
             raise SiteUnavailable(
                 f"site {site}",
@@ -165,6 +157,7 @@ class Transformers:
                 got=str(site),
                 do="no backend can offer it on this model",
             )
+        self._existing.add(site)
         return root.get_submodule(point.module), point
 
     def _lacking(self, site: Site, point: Point | None, root: nn.Module) -> str:
@@ -210,3 +203,7 @@ def _pre_hook(module: nn.Module, change: Any) -> Any:
         return None if new is None else (args, {**kwargs, "hidden_states": new})
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _is_resid_post(tap: Tap) -> bool:
+    return tap.site.part == "resid_post"
