@@ -49,16 +49,6 @@ def _she_over_he(model: Model, prompt: str, edits: tuple[Intervention, ...] = ()
     return float(last[she] - last[he])
 
 
-def test_the_story_from_the_start(model: Model) -> None:
-    text = model.generate(wb.Prompt(text="Once upon a time"), max_new_tokens=20)[0].text
-    assert text.startswith(", there was a little girl named Lily.")
-
-
-def test_the_pronoun_follows_the_person(model: Model) -> None:
-    assert _she_over_he(model, GIRL) > 1
-    assert _she_over_he(model, BOY) < -1
-
-
 def test_the_direction_flips_the_pronoun(model: Model, direction: Intervention) -> None:
     assert _she_over_he(model, BOY, (direction.at(1.0),)) > 1
     assert _she_over_he(model, GIRL, (direction.at(-1.0),)) < -1

@@ -133,3 +133,10 @@ def test_chat_messages_go_through_the_template() -> None:
     tokens = model.tokens(wb.Prompt(messages=messages))
     assert tokenizer.decode(tokens.ids[0]) == "<bos>s=be brief\nu=7+5\na="
     assert model.generate(wb.Prompt(messages=messages), [SHIFT], max_new_tokens=2)
+
+
+def test_the_first_token_is_never_doubled() -> None:
+    model = tiny.model()
+    assert torch.equal(model.tokens("<bos>12").ids, model.tokens("12").ids)
+    assert model.tokens("<bos>").ids.tolist() == [[1]]
+    assert model.generate("<bos>", max_new_tokens=3)[0].ids

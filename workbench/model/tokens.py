@@ -33,6 +33,9 @@ def as_prompts(prompts: AnyPrompts) -> list[Prompt]:
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of one prompt, special tokens included.
 
+    A text that begins with the beginning-of-sequence token's own text keeps one such token, not two;
+    that text alone is how to start from nothing.
+
     Raises:
         PromptError: text the vocabulary cannot spell, or that becomes no token at all.
     """
@@ -41,6 +44,8 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     else:
         text, special = prompt.text or "", True
     ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        ids = ids[1:]
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids and unknown != tokenizer.eos_token_id:
         spelled = [c for c in dict.fromkeys(text) if unknown in _plain(tokenizer, c)]
