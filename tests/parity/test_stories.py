@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 import workbench as wb
 from tests.parity import cases

@@ -140,3 +140,19 @@ def test_the_first_token_is_never_doubled() -> None:
     assert torch.equal(model.tokens("<bos>12").ids, model.tokens("12").ids)
     assert model.tokens("<bos>").ids.tolist() == [[1]]
     assert model.generate("<bos>", max_new_tokens=3)[0].ids
+
+
+def test_attention_sinks_are_kept_and_their_scores_refused() -> None:
+    """gpt-oss falls back to its own attention: a tapped layer must not lose the sinks (off by 0.9)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = tiny.CONFIGS["mixtral"] | dict(head_dim=8, sliding_window=16)
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **sizes)).eval()
+    with torch.no_grad():
+        for block in hf.model.layers:
+            block.self_attn.sinks.add_(torch.randn_like(block.self_attn.sinks))
+    model = wb.load(hf, tiny.tokenizer())
+    assert "L1.pattern" not in model.sites()
+    tapped = model.run("12+34=", ["L*.k_cache"]).logits
+    assert torch.allclose(tapped, model.run("12+34=").logits, atol=1e-5)

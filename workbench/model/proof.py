@@ -66,12 +66,19 @@ class _Prover:
             return lambda h: values.setdefault(site, h)
 
         taps = [Tap(site, keep(site), writes=False) for site in self._readable()]
-        null = float((self.forward(taps) - plain).abs().max())
+        null = float((self._tapped(taps) - plain).abs().max())
         self._require(null <= self._tolerance(plain), "identity taps", "no change", null)
         for tap in taps:
             self._require(tap.site in values, str(tap.site), "a value", "never reached")
             self._check_shape(tap.site, values[tap.site])
         return {s: values[s] for s in sorted(values, key=lambda s: s.depth)}, null
+
+    def _tapped(self, taps: list[Tap]) -> Tensor:
+        try:
+            return self.forward(taps)
+        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+            self._require(False, "all sites at once", "a forward that runs", error)
+            raise
 
     def check_sums(self, values: Values) -> None:
         get = lambda layer, part: values.get(Site(layer, part))  # noqa: E731

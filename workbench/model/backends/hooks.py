@@ -49,7 +49,7 @@ class Transformers:
     ) -> Step:
         """See `Backend.forward`. For packed branches also a 4-D `mask`, or one per kind of layer, that
         the model takes as it is, and `keep` as the columns that get logits."""
-        self._shape = (ids.shape[0], ids.shape[1])
+        self.entering(ids)
         given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         out = self.hf(
             input_ids=ids,
@@ -58,6 +58,10 @@ class Transformers:
             **{k: v for k, v in given.items() if v is not None},
         )
         return Step(out.logits, out.past_key_values if use_cache else None)
+
+    def entering(self, ids: Tensor) -> None:
+        """Say which batch the taps are about to see: routers and experts see it flattened."""
+        self._shape = (ids.shape[0], ids.shape[1])
 
     def check(self, site: Site, *, write: bool) -> None:
         """Raise where this model has no such site; whatever it has can be read and written."""
@@ -175,6 +179,8 @@ class Transformers:
             return f"block has no module {point.module!r}"
         if point.via == "attention" and not attention_tap.supported(module):
             return "its attention does not go through transformers' attention interface"
+        if site.part in ("attn_scores", "pattern") and hasattr(module, "sinks"):
+            return "its attention has sinks, a column of the softmax that is no position"
         if point.via == "experts" and not expert_tap.supported(module):
             return "its experts are not fused, gated and without bias"
         return ""
