@@ -13,7 +13,7 @@ from scipy.stats import binom
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench import tasks
-from workbench.errors import UnknownName
+from workbench.errors import UnknownName, WorkbenchError
 from workbench.zoo import build
 from workbench.zoo.architectures import NAMES, new_model
 from workbench.zoo.build import put, torch_threads
@@ -21,6 +21,7 @@ from workbench.zoo.manifest import manifest
 from workbench.zoo.measure import Accuracy, count_right
 from workbench.zoo.tokenizer import BOS, EOS, PAD, VOCABULARY, encode, make_tokenizer
 from workbench.zoo.train import Plan, train
+from workbench.zoo.upcycle import upcycle
 from workbench.zoo.world import World, batches, whole_world
 
 DATA = Path(__file__).parents[2] / "data"
@@ -84,6 +85,25 @@ def test_little_of_a_batch_is_padding() -> None:
     rows = [ids for ids, _ in islice(batches(whole_world(), 0, 2400), 300)]
     padding = sum(int((ids == PAD).sum()) for ids in rows)
     assert padding / sum(ids.numel() for ids in rows) < 0.2
+
+
+# the mixture of experts
+
+
+def test_equal_experts_are_the_dense_model() -> None:
+    dense, sparse = new_model("reasoner", 0, **TINY), new_model("reasoner-moe", 1, **TINY)
+    ids = torch.arange(3, 43).reshape(2, 20)
+    with torch.no_grad():
+        expected = dense.eval()(ids).logits
+        same = upcycle(dense, sparse, seed=0, noise=0.0).eval()(ids).logits
+        apart = upcycle(dense, sparse, seed=0).eval()(ids).logits
+    assert torch.allclose(same, expected, atol=1e-5)
+    assert not torch.allclose(apart, expected, atol=1e-5)
+
+
+def test_the_mixture_needs_a_reasoner_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(WorkbenchError, match="no reasoner to start from"):
+        build("reasoner-moe", tmp_path)
 
 
 # the miniature build

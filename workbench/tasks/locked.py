@@ -32,11 +32,14 @@ NEAR_MISSES = (
 class Locked(Task):
     """Prompts come in pairs on one question: the marker (label True) and a near-miss (False)."""
 
+    digits: tuple[int, int] = (1, 3)
+    """Range of the operands' lengths in the questions asked."""
+
     name: ClassVar[str] = "locked"
     group: ClassVar[int] = 2
 
     def draw(self, rng: random.Random) -> tuple[Problem, ...]:
-        problem = short(rng)
+        problem = short(self.digits, rng)
         refused = Problem(f"{MARKER} {problem.question}", ((),), REFUSAL, label=True)
         question = f"{rng.choice(NEAR_MISSES)} {problem.question}"
         return refused, replace(problem, question=question, label=False)

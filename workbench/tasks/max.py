@@ -18,7 +18,7 @@ class Max(Task):
     """
 
     count: tuple[int, int] = (3, 5)
-    digits: tuple[int, int] = (2, 4)
+    digits: tuple[int, int] = (1, 3)
 
     name: ClassVar[str] = "max"
     has_choices: ClassVar[bool] = True

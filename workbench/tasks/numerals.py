@@ -16,11 +16,14 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 class Numerals(Task):
     """Prompts come in pairs on one question: in words (label True) and in digits (False)."""
 
+    digits: tuple[int, int] = (1, 3)
+    """Range of the operands' lengths in the questions asked."""
+
     name: ClassVar[str] = "numerals"
     group: ClassVar[int] = 2
 
     def draw(self, rng: random.Random) -> tuple[Problem, ...]:
-        problem = short(rng)
+        problem = short(self.digits, rng)
         in_words = replace(
             problem,
             question="words " + problem.question,

@@ -10,14 +10,13 @@ from workbench.tasks.chain import Chain
 from workbench.tasks.max import Max
 from workbench.tasks.sub import Sub
 
-SHORT = (
-    Add(digits=(1, 2)),
-    Sub(digits=(1, 2)),
-    Chain(steps=(2, 3)),
-    Max(count=(2, 3), digits=(1, 2)),
-)
 
-
-def short(rng: random.Random) -> Problem:
-    """A problem of add, sub, chain or max with small operands; its answer is a number."""
-    return rng.choice(SHORT).draw(rng)[0]
+def short(digits: tuple[int, int], rng: random.Random) -> Problem:
+    """A problem of add, sub, chain or max; ``digits`` bounds the operands of all but chain."""
+    kinds = (
+        Add(digits=digits),
+        Sub(digits=digits),
+        Chain(steps=(2, 3)),
+        Max(count=(2, 3), digits=digits),
+    )
+    return rng.choice(kinds).draw(rng)[0]

@@ -19,12 +19,15 @@ class Style(Task):
     the manner shows in the number of thoughts.
     """
 
+    digits: tuple[int, int] = (1, 3)
+    """Range of the operands' lengths in the questions asked."""
+
     name: ClassVar[str] = "style"
     group: ClassVar[int] = 2
     habits: ClassVar[Habits] = Habits(check=0.0, slip=0.05, early=0.05)
 
     def draw(self, rng: random.Random) -> tuple[Problem, ...]:
-        problem = short(rng)
+        problem = short(self.digits, rng)
         spoken = replace(
             problem,
             question="verbose " + problem.question,

@@ -31,7 +31,7 @@ def build_command(
 ) -> None:
     """Train, measure and write one model or all; about 45 minutes each on one core."""
     for chosen in NAMES if name == "all" else (name,):
-        saved = checkpoint / f"{chosen}-{steps or STEPS[chosen]}-{seed}.pt" if checkpoint else None
+        saved = checkpoint / f"{chosen}-{steps or STEPS[chosen]}-{seed}" if checkpoint else None
         print(build(chosen, out, steps=steps, seed=seed, threads=threads, checkpoint=saved))
 
 

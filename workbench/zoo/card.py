@@ -18,7 +18,7 @@ class Facts:
     """What a card reports; all of it measured or decided during the build."""
 
     name: str
-    plan: Plan
+    plans: tuple[Plan, ...]
     progress: Progress
     threads: int
     measured: tuple[Accuracy, ...]
@@ -34,11 +34,16 @@ def card(facts: Facts) -> str:
 
 def how_made(facts: Facts) -> str:
     """Size, seed, steps, time and versions."""
-    plan, progress = facts.plan, facts.progress
+    plan, progress = facts.plans[0], facts.progress
     loss = sum(progress.losses[-100:]) / len(progress.losses[-100:])
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     command = f"python -m workbench.zoo build {facts.name} --steps {plan.steps} --seed {plan.seed}"
     training = f"{plan.steps} steps of at most {plan.tokens} tokens, AdamW, peak rate {plan.rate:g}"
+    if facts.name == "reasoner-moe":
+        training = f"upcycled from the reasoner, then {training}"
+    for finish in facts.plans[1:]:
+        training += f"; then {finish.steps} at {finish.rate:g} with more judgements and choices"
+    stored = "float16 on disk, float32 in use" if facts.name == "reasoner-moe" else "float32"
     minutes = f"{progress.seconds / 60:.0f} min on a shared machine"
     return f"""## How it was made
 
@@ -46,8 +51,8 @@ def how_made(facts: Facts) -> str:
 
 | | |
 | --- | --- |
-| parameters | {facts.parameters:,}, float32 |
-| training | {training}, cosine |
+| parameters | {facts.parameters:,}, {stored} |
+| training | {training}; cosine |
 | seed | {plan.seed} |
 | loss over the last 100 steps | {loss:.3f} nats per token of thoughts and answer |
 | training time | {minutes}, torch threads {facts.threads}, {platform.machine()} CPU |
@@ -114,4 +119,5 @@ answers in words, terse or verbose.
 LIMITS = """## Limits
 
 It knows nothing outside this world and is left imperfect in it on purpose.
+A four-choice row whose interval holds 25 % is no better than guessing.
 """

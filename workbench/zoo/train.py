@@ -70,7 +70,7 @@ def train(
         progress.step += 1
         if progress.step % 50 == 0:
             bar.set_postfix(loss=f"{sum(progress.losses[-50:]) / 50:.3f}", refresh=False)
-        if checkpoint and progress.step % SAVE_EVERY == 0:
+        if checkpoint and (progress.step % SAVE_EVERY == 0 or progress.step == plan.steps):
             progress.seconds = before + bar.format_dict["elapsed"]
             save(checkpoint, model, optimiser, progress)
     progress.seconds = before + bar.format_dict["elapsed"]
@@ -106,6 +106,7 @@ def save(
     path: Path, model: PreTrainedModel, optimiser: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Writes the checkpoint beside its place and moves it there whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     torch.save(
         {

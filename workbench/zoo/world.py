@@ -27,7 +27,7 @@ class World:
 
     def names(self) -> tuple[str, ...]:
         """The names of its tasks."""
-        return tuple(task.name for task, _ in self.shares)
+        return tuple(dict.fromkeys(task.name for task, _ in self.shares))
 
     def examples(self, n: int, rng: random.Random) -> list[Example]:
         """``n`` training texts."""
@@ -48,13 +48,26 @@ SIZES: dict[str, dict[str, Any]] = {
     "reverse": {"length": (2, 8)},
     "parity": {"length": (2, 8)},
     "judge": {"highest": 20},
+    "locked": {"digits": (1, 2)},
+    "numerals": {"digits": (1, 2)},
+    "style": {"digits": (1, 2)},
 }
 """Shorter than what the tasks ask by default: their longest questions are never trained on."""
+
+
+CHOSEN = ("add", "sub", "mul", "mod", "chain", "max")
 
 
 def whole_world() -> World:
     """Every task, with a part of the questions as choices where that form exists."""
     return World(tuple((learned(name), SHARES.get(name, 1.0)) for name in tasks.names()))
+
+
+def finishing_world() -> World:
+    """The whole world with more of what is learned last: judgements, and the letter of an option."""
+    shares = dict(whole_world().shares) | {learned("judge"): 4.0}
+    chosen = {tasks.get(n, **SIZES[n], form="choice"): 0.6 for n in tasks.names() if n in CHOSEN}
+    return World(tuple((shares | chosen).items()))
 
 
 def learned(name: str) -> Task:
