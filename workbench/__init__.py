@@ -37,6 +37,7 @@ _HOMES = {
     "report": "workbench.reporting.build",
     "Live": "workbench.model.live",
     "score_branches": "workbench.model.branches",
+    "BranchScores": "workbench.model.branches",
     "WorkbenchError": "workbench.errors",
 }
 _PACKAGES = (

@@ -75,7 +75,10 @@ def adaptive(h: Tensor, w: Weights, s: Strength, context: Context) -> Tensor:
 
 
 def score_bias(h: Tensor, w: Weights, s: Strength, context: Context) -> Tensor:
-    """Add `s * bias` (`[head]` or a number) to attention scores, at the key positions meant."""
+    """Add `s * bias` (`[head]` or a number) to attention scores, at the key positions meant.
+
+    `params["keys"]` is their scope: a bias on all keys would cancel in the softmax.
+    """
     bias = s * w["bias"].reshape(-1, 1, 1)
     return h + (bias if context.keys is None else bias * context.keys)
 
@@ -112,6 +115,23 @@ OPERATIONS: dict[str, Callable[[Tensor, Weights, Strength, Context], Tensor]] = 
     "route": route,
     "block": block,
 }
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "set": ("value",),
+    "rotate": ("b1", "b2"),
+    "score_bias": ("bias",),
+    "scale_keys": ("factor",),
+    "route": ("bias",),
+    "block": ("w_in", "w_out"),
+}
+"""Tensors an operation cannot do without; `affine` takes any of its own."""
+
+ONLY_AT: dict[str, tuple[str, ...]] = {
+    "score_bias": ("attn_scores",),
+    "scale_keys": ("k_cache", "v_cache"),
+    "route": ("router_logits",),
+}
+"""Operations that mean something at some parts alone."""
 
 WIDTH_TENSORS = ("shift", "scale", "down", "up", "value", "b1", "b2", "w_in", "probe")
 """Tensors whose last axis is the site's own width."""

@@ -27,6 +27,8 @@ from workbench.errors import WorkbenchError, unknown
 
 KINDS = ("all", "prompt", "last_prompt", "generated", "bos", "span", "tokens", "after")
 CONDITIONAL = ("tokens", "after")
+# a quoted token may itself hold brackets, commas and bars
+_WORD = re.compile(r"""([|-]?)\s*(\w+(?:\((?:'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^()'"])*\))?)\s*""")
 Token = int | str
 
 
@@ -61,9 +63,9 @@ class Scope:
         if isinstance(text, Scope):
             return text
         plus, minus = [], []
-        for sign, word in re.findall(r"([|-]?)\s*(\w+(?:\([^)]*\))?)", text):
+        for sign, word in _WORD.findall(text):
             (minus if sign == "-" else plus).append(_term(text, word))
-        if not plus or re.sub(r"([|-]?)\s*(\w+(?:\([^)]*\))?)\s*", "", text).strip():
+        if not plus or _WORD.sub("", text).strip():
             raise _unreadable(text, text)
         return cls(tuple(plus), tuple(minus))
 
@@ -108,9 +110,13 @@ class Scope:
         return cls((Term("bos"),))
 
     def __or__(self, other: Scope) -> Scope:
+        if self.exclude or other.exclude:
+            raise _nested(f"{self} | {other}")
         return Scope(self.include + other.include, self.exclude + other.exclude)
 
     def __sub__(self, other: Scope) -> Scope:
+        if other.exclude:
+            raise _nested(f"{self} - ({other})")
         return Scope(self.include, self.exclude + other.include)
 
     def __str__(self) -> str:
@@ -149,6 +155,16 @@ def _checked(text: str, term: Term) -> Term:
     if not fits.get(term.kind, not term.args):
         raise _unreadable(text, term)
     return term
+
+
+def _nested(text: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"scope {text!r}",
+        "takes positions out inside a part",
+        expected="a union first, then what is taken out of it",
+        got=text,
+        do="write it as one: a|b-c means (a|b) without c",
+    )
 
 
 def _unreadable(text: str, got: object) -> WorkbenchError:

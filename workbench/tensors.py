@@ -234,8 +234,9 @@ class Intervention:
     conditional: bool = False
 
     def __post_init__(self) -> None:
-        strength = torch.as_tensor(self.strength, dtype=torch.float64)
-        if not bool(torch.isfinite(strength).all()):
+        strength = self.strength
+        per_row = isinstance(strength, Tensor)
+        if not (bool(strength.isfinite().all()) if per_row else math.isfinite(strength)):
             raise EditError(
                 f"Intervention({self.label})",
                 "strength is not a finite number",

@@ -53,13 +53,13 @@ class Case:
 
 def measured(quick: bool) -> dict[str, Figure]:
     """Both figures; `quick` leaves GPT-2 out."""
-    cases = {"reasoner": (Case(models.reasoner()), 4 if quick else 15)}
+    cases = {"reasoner": (Case(models.reasoner()), 4 if quick else 20)}
     if not quick:
-        cases["gpt2"] = (Case(models.gpt2()), 2)
+        cases["gpt2"] = (Case(models.gpt2()), 20)
     speedups, differences = {}, {}
-    for name, (case, rounds) in cases.items():
+    for name, (case, seconds) in cases.items():
         differences[name] = case.difference()
-        times = measure.alternate({"packed": case.packed, "calls": case.one_by_one}, rounds)
+        times = measure.alternate({"packed": case.packed, "calls": case.one_by_one}, seconds)
         speedups[name] = measure.ratio(times, "calls", "packed")
     return {
         "speedup": measure.worst(speedups, 10.0, "higher"),

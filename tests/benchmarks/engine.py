@@ -24,7 +24,7 @@ import workbench as wb
 from tests.benchmarks import measure, models
 from tests.benchmarks.measure import Figure
 
-LENGTH, NEW = 32, 64
+LENGTH, PROMPT, NEW = 32, 16, 64
 INSIDE_ATTENTION = ("pattern", "attn_scores", "k_cache", "v_cache")
 Run = Callable[[], Any]
 Cases = dict[str, dict[str, float]]
@@ -58,23 +58,23 @@ class Plain:
         return self.hf.generate(self.ids)
 
 
-def beside_transformers(model: wb.Model, rows: int, rounds: int, slow_rounds: int) -> dict:
-    """Our time over plain transformers' for the four verbs."""
+def beside_transformers(model: wb.Model, rows: int, seconds: float, slow: float) -> dict:
+    """Our time over plain transformers' for the four verbs; no generation where `slow` is 0."""
     tokens, edit = models.batch(model, rows, LENGTH), models.edit(model)
-    plain, ours = Plain(model, tokens), {
+    short = models.batch(model, rows, PROMPT)
+    ours = {
         "run": lambda: model.run(tokens),
         "edit": lambda: model.run(tokens, edits=[edit]),
         "record": lambda: model.run(tokens, "L*.resid_post"),
-    }  # fmt: skip
+        "generate": _generation(model, short, edit),
+    }
     found = {}
     for verb, run in ours.items():
-        runs = {"ours": run, "theirs": getattr(plain, verb)}
-        found[verb] = measure.ratio(measure.alternate(runs, rounds), "ours", "theirs")
-    if slow_rounds:
-        short = models.batch(model, rows, 16)
-        runs = {"ours": _generation(model, short, edit), "theirs": Plain(model, short).generate}
-        times = measure.alternate(runs, slow_rounds, warm=1)
-        found["generate"] = measure.ratio(times, "ours", "theirs")
+        budget = slow if verb == "generate" else seconds
+        if budget:
+            plain = Plain(model, short if verb == "generate" else tokens)
+            times = measure.alternate({"ours": run, "theirs": getattr(plain, verb)}, budget)
+            found[verb] = measure.ratio(times, "ours", "theirs")
     return found
 
 
@@ -87,18 +87,18 @@ def _generation(model: wb.Model, tokens: wb.Tokens, edit: wb.Intervention) -> Ru
         max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     prompts = list(tokens.prompts)
-    run = lambda: model.generate(prompts, [edit], max_new_tokens=NEW)  # noqa: E731
-    assert {len(g.ids) for g in run()} == {NEW}
+
+    def run() -> Any:
+        done = model.generate(prompts, [edit], max_new_tokens=NEW)
+        assert all(len(one.ids) == NEW for one in done)
+        return done
+
     return run
 
 
 def lens(model: wb.Model, tokens: wb.Tokens, prompt: torch.Tensor) -> dict[str, Run]:
     """TransformerLens' own idiom on a bridge around a shell of the module."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    bridge = TransformerBridge.boot_transformers(
-        "local/model", hf_model=models.shell(model), tokenizer=model.tokenizer, device="cpu"
-    )
+    bridge = wb.load(model.hf, model.tokenizer, backend="transformer_lens", proof=False).unwrap()
     shift = models.shift(models.edit(model))
     hooks = [(f"blocks.{model.n_layers // 2}.hook_resid_post", lambda h, hook: h + shift)]
     no_grad = torch.no_grad()
@@ -132,13 +132,13 @@ def sight(model: wb.Model, tokens: wb.Tokens, prompt: torch.Tensor) -> dict[str,
         with lm.trace(tokens.ids):
             block.output = block.output + shift
             out = lm.lm_head.output.save()
-        return out
+        return out  # noqa: RET504 - a trace's block must not return
 
     @torch.no_grad()
     def record() -> Any:
         with lm.trace(tokens.ids) as tracer:
             kept = tracer.cache()
-        return kept
+        return kept  # noqa: RET504
 
     @torch.no_grad()
     def generate() -> Any:
@@ -146,15 +146,15 @@ def sight(model: wb.Model, tokens: wb.Tokens, prompt: torch.Tensor) -> dict[str,
             with tracer.iter[:NEW]:
                 block.output = block.output + shift
             out = tracer.result.save()
-        return out
+        return out  # noqa: RET504
 
     return {"edit": edit, "record": record, "generate": generate}
 
 
-def beside_libraries(model: wb.Model, rounds: int, slow_rounds: int) -> dict[str, float]:
+def beside_libraries(model: wb.Model, seconds: float, slow: float) -> dict[str, float]:
     """Our time over theirs at batch 1, keys such as `edit_vs_tl`."""
     tokens, edit = models.batch(model, 1, LENGTH), models.edit(model)
-    short = models.batch(model, 1, 16)
+    short = models.batch(model, 1, PROMPT)
     everything = model.sites()
     outside = [s for s in everything if s.rpartition(".")[2] not in INSIDE_ATTENTION]
     generate, found = _generation(model, short, edit), {}
@@ -166,9 +166,9 @@ def beside_libraries(model: wb.Model, rounds: int, slow_rounds: int) -> dict[str
             "generate": generate,
         }
         for verb, run in ours.items():
-            count = slow_rounds if verb == "generate" else rounds
-            if count:
-                times = measure.alternate({"ours": run, "theirs": theirs[verb]}, count, warm=2)
+            budget = slow if verb == "generate" else seconds
+            if budget:
+                times = measure.alternate({"ours": run, "theirs": theirs[verb]}, budget)
                 found[f"{verb}_vs_{name}"] = measure.ratio(times, "ours", "theirs")
     return found
 
@@ -177,25 +177,28 @@ LIMITS = {"run": 1.03, "edit": 1.05, "record": 1.10, "generate": 1.00}
 
 
 def measured(quick: bool) -> dict[str, Figure]:
-    """Every figure; `quick` takes fewer rounds and leaves GPT-2's generation at batch 16 out."""
+    """Every figure; `quick` takes fewer rounds and leaves GPT-2's slow cases out."""
     cases: Cases = {key: {} for key in LIMITS}
-    many, few = (7, 3) if quick else (41, 7)
-    for name, model, rounds, slow in (
-        ("reasoner", models.reasoner(), 3 * many, few + 2),
-        ("gpt2", models.gpt2(), few, 1 if quick else 3),
-    ):
-        for rows in (1, 16):
-            heavy = name == "gpt2" and rows == 16
-            count = max(2, rounds // 2) if heavy else rounds
-            slow_rounds = 0 if heavy and quick else slow
-            for key, value in beside_transformers(model, rows, count, slow_rounds).items():
-                cases[key][f"{name} b{rows}"] = value
+    small, large = models.reasoner(), models.gpt2()
+    # seconds of CPU time for each pair of runs, and for each pair of generations
+    plan = [("reasoner", small, 1, 6, 8), ("reasoner", small, 16, 6, 8)]
+    plan += [("gpt2", large, 1, 8, 16), ("gpt2", large, 16, 15, 45)]
+    if quick:
+        plan = [
+            ("reasoner", small, 1, 2, 2),
+            ("reasoner", small, 16, 1, 2),
+            ("gpt2", large, 1, 1, 0),
+        ]
+    for name, model, rows, seconds, slow in plan:
+        measure.to_stderr(f"engine: {name}, batch {rows}, beside transformers")
+        for key, value in beside_transformers(model, rows, seconds, slow).items():
+            cases[key][f"{name} b{rows}"] = value
     figures = {key: measure.worst(cases[key], LIMITS[key]) for key in LIMITS}
-    small = beside_libraries(models.reasoner(), 3 * many, few)
-    large = beside_libraries(models.gpt2(), few, 0 if quick else 2)
-    for key, value in small.items():
+    measure.to_stderr("engine: beside TransformerLens and nnsight")
+    of_large = {} if quick else beside_libraries(large, 8, 16)
+    for key, value in beside_libraries(small, 1.5 if quick else 6, 2 if quick else 8).items():
         limit = 0.6 if key.endswith("_tl") else 0.95
-        detail = {"gpt2 b1": round(large[key], 4)} if key in large else {}
+        detail = {"gpt2 b1, no limit": round(of_large[key], 4)} if key in of_large else {}
         figures[key] = measure.worst({"reasoner b1": value}, limit, **detail)
     return figures
 

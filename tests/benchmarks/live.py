@@ -1,10 +1,10 @@
 """Moving one edit, and a sweep, against running everything again.
 
-    excess    the edit sits at `resid_pre` of layer l of L, so that L - l blocks have to run, and moves.
-              Time of `Live.run` without the unembedding, over the time of all blocks, less (L - l) / L.
-              The blocks' time is that of calling them one after the other, and nothing else.
-    max_diff  largest difference of any logit or kept value from a fresh `model.run`; 0 is bit for bit
-    sweep16   `Live.sweep` over 16 strengths at the middle layer over 16 edited `model.run`, 32 tokens
+excess    the edit sits at `resid_pre` of layer l of L, so that L - l blocks have to run, and moves.
+          Time of `Live.run` without the unembedding, over the time of all blocks, less (L - l) / L.
+          The blocks' time is that of calling them one after the other, and nothing else.
+max_diff  largest difference of any logit or kept value from a fresh `model.run`; 0 is bit for bit
+sweep16   `Live.sweep` over 16 strengths at the middle layer over 16 edited `model.run`, 32 tokens
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def unembedding(model: wb.Model, rows: int) -> Callable[[], Any]:
     return torch.no_grad()(lambda: head(norm(h)))
 
 
-def excess(model: wb.Model, rows: int, rounds: int) -> dict[str, float]:
+def excess(model: wb.Model, rows: int, seconds: float) -> dict[str, float]:
     """Excess by layer."""
     tokens = models.batch(model, rows, LENGTH)
     runs = {"blocks": blocks_alone(model, tokens), "head": unembedding(model, rows)}
@@ -64,7 +64,7 @@ def excess(model: wb.Model, rows: int, rounds: int) -> dict[str, float]:
         runs[f"L{layer}"] = lambda live=live, edit=edit, step=step: live.run(
             [edit.at(1 + next(step) / 64)]
         )
-    times = measure.alternate(runs, rounds, warm=2)
+    times = measure.alternate(runs, seconds, least=5)
     found = {}
     for layer in range(model.n_layers):
         cost = [
@@ -91,7 +91,7 @@ def difference(model: wb.Model) -> float:
     return worst
 
 
-def sweep(model: wb.Model, rounds: int, read: str) -> float:
+def sweep(model: wb.Model, seconds: float, read: str) -> float:
     """Time of the sweep over that of the runs."""
     tokens, edit = models.batch(model, 1, LENGTH), models.edit(model)
     strengths = [1 + i / 4 for i in range(STRENGTHS)]
@@ -101,7 +101,7 @@ def sweep(model: wb.Model, rounds: int, read: str) -> float:
         "sweep": lambda: live.sweep(edit, strengths, logits=read),
         "runs": lambda: [model.run(tokens, (), [edit.at(s)], logits=read) for s in strengths],
     }
-    return measure.ratio(measure.alternate(runs, rounds), "sweep", "runs")
+    return measure.ratio(measure.alternate(runs, seconds), "sweep", "runs")
 
 
 def measured(quick: bool) -> dict[str, Figure]:
@@ -109,17 +109,17 @@ def measured(quick: bool) -> dict[str, Figure]:
     small, large = models.reasoner(), models.gpt2()
     found = {
         f"{name} b{rows} {layer}": value
-        for name, model, rows, rounds in (
-            ("reasoner", small, 1, 60 if quick else 200),
-            ("reasoner", small, 16, 10 if quick else 40),
-            ("gpt2", large, 1, 3 if quick else 15),
+        for name, model, rows, seconds in (
+            ("reasoner", small, 1, 4 if quick else 15),
+            ("reasoner", small, 16, 4 if quick else 30),
+            ("gpt2", large, 1, 1 if quick else 30),
         )
-        for layer, value in excess(model, rows, rounds).items()
+        for layer, value in excess(model, rows, seconds).items()
     }
     differences = {"reasoner": difference(small), "gpt2": 0.0 if quick else difference(large)}
     sweeps = {
-        "gpt2, last logits": sweep(large, 2 if quick else 5, "last"),
-        "gpt2, all logits": sweep(large, 1 if quick else 5, "all"),
+        "gpt2, last logits": sweep(large, 1 if quick else 15, "last"),
+        "gpt2, all logits": sweep(large, 1 if quick else 15, "all"),
     }
     return {
         "excess": measure.worst(found, 0.10),

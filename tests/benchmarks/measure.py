@@ -38,23 +38,28 @@ class Figure:
 
 
 def alternate(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 1, inner: int = 1
+    runs: Mapping[str, Callable[[], Any]], seconds: float, *, least: int = 3, most: int = 400
 ) -> dict[str, list[float]]:
-    """Seconds per call of each, by round; the order rotates from round to round."""
-    for _ in range(warm):
-        for run in runs.values():
-            run()
+    """CPU seconds of each call, by round; the order rotates from round to round.
+
+    As many rounds as fit into `seconds`, after two that only warm up.
+    """
+    for run in runs.values():
+        run()
+    start = time.process_time()
+    for run in runs.values():
+        run()
+    one = time.process_time() - start
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.disable()
     try:
-        for r in range(rounds):
+        for r in range(max(least, min(most, int(seconds / one)))):
             for name in names[r % len(names) :] + names[: r % len(names)]:
                 start = time.process_time()
-                for _ in range(inner):
-                    runs[name]()
-                times[name].append((time.process_time() - start) / inner)
+                runs[name]()
+                times[name].append(time.process_time() - start)
     finally:
         gc.enable()
     return times
@@ -96,6 +101,11 @@ def report(name: str, figures: Mapping[str, Figure]) -> bool:
     }
     print(json.dumps(line))
     return ok
+
+
+def to_stderr(text: str) -> None:
+    """A word on how far a long benchmark has come, beside what it prints."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def table(name: str, figures: Mapping[str, Mapping[str, Any]]) -> str:

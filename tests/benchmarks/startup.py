@@ -1,8 +1,8 @@
 """Start-up in fresh processes, taking turns. CPU seconds of the process.
 
-    import_s  `import workbench`, less an empty Python
-    load      `import workbench` and `wb.load("reasoner")` with its proof, over importing torch and
-              transformers and reading the same model and tokenizer with `from_pretrained`
+import_s  `import workbench`, less an empty Python
+load      `import workbench` and `wb.load("reasoner")` with its proof, over importing torch and
+          transformers and reading the same model and tokenizer with `from_pretrained`
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measured(quick: bool) -> dict[str, Figure]:
     """Both figures."""
     rounds = 2 if quick else 7
     times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for name, program in PROGRAMS.items():
+    for program in PROGRAMS.values():
         seconds(program)
     for r in range(rounds):
         names = list(PROGRAMS)

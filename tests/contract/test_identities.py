@@ -5,6 +5,7 @@ A new operation or family gets its tests by being listed in `OPERATIONS` or in t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import workbench as wb
 from tests import tiny
 from workbench import sites
 from workbench.model.model import Model
@@ -262,6 +264,56 @@ def test_scopes_mean_the_same_alone_and_padded(
     alone = model.run("12+34=56+7", edits=[edit])
     padded = model.run(["12+34=56+7", "x" * (10 + pads)], edits=[edit])
     assert (padded.logits[0, pads:] - alone.logits[0]).abs().max() <= 1e-5
+
+
+def test_two_threads_take_turns() -> None:
+    """Edits of one call never act on another, and the module is as before when both are done."""
+    model = tiny.model()
+    plain, before = model.run(LONG).logits, _state(model)
+    edits = [OPERATIONS[name](model) for name in ("pattern", "scale_keys", "shift")]
+    expected = [model.run(LONG, edits=[e]).logits for e in edits] + [plain]
+    wrong: list[int] = []
+
+    def work(at: int) -> None:
+        for _ in range(20):
+            got = model.run(LONG, edits=edits[at : at + 1]).logits
+            wrong.extend([at] * (not torch.equal(got, expected[at])))
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert _same_state(before, _state(model))
+
+
+def test_an_edit_of_an_expert_counts_only_routed_tokens() -> None:
+    model = tiny.model("mixtral")
+    read = model.run(LONG, ["L1.expert"])["L1.expert"]
+    routed = read.any(-1)[0].sum(0)  # tokens per expert
+    for expert in range(4):
+        edit = Intervention(
+            "custom", "affine", {f"L1.expert[expert={expert}]": {"shift": torch.ones(48)}}
+        )
+        (receipt,) = model.run(LONG, edits=[edit]).receipts
+        assert receipt.change == pytest.approx(float(routed[expert] * 48) ** 0.5, rel=1e-4)
+
+
+def test_sharpened_scores_leave_masked_positions_masked() -> None:
+    model = tiny.model()
+    edit = Intervention("custom", "affine", {"L1.attn_scores": {"scale": torch.ones(1)}}, 1.0)
+    trace = model.run(LONG, ["L1.pattern"], [edit])
+    assert trace["L1.pattern"].triu(1).abs().max() == 0
+    assert trace.receipts[0].change < 1e6
+
+
+@pytest.mark.parametrize("part", ["resid_post", "z", "q", "v", "mlp_post", "attn_out"])
+def test_gradients_reach_what_was_recorded(part: str) -> None:
+    hf = tiny.module("gpt2").requires_grad_(True)
+    trace = wb.load(hf, tiny.tokenizer()).run(LONG, [f"L1.{part}"], grad=True)
+    (gradient,) = torch.autograd.grad(trace.logits.sum(), trace[f"L1.{part}"])
+    assert gradient.abs().max() > 0
 
 
 def _rounding(model: Model, edit: Intervention) -> float:

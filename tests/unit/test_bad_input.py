@@ -94,6 +94,47 @@ CASES: dict[str, tuple[Callable[[wb.Model], object], str]] = {
     ),
     "completions of another length": (lambda m: m.run("ab", completions=[]), "one per prompt"),
     "no tokens asked for": (lambda m: m.generate("ab", max_new_tokens=0), "asks for no tokens"),
+    "neuron beyond model": (lambda m: m.run("ab", ["L1.mlp_post[neuron=1000]"]), "beyond"),
+    "bias on every key": (
+        lambda m: m.run("ab", edits=[_at("score_bias", "L1.attn_scores", bias=torch.ones(4))]),
+        "lacks a tensor or parameter",
+    ),
+    "an operation out of place": (
+        lambda m: m.run("ab", edits=[_at("scale_keys", "L1.resid_post", factor=torch.ones(4))]),
+        "means nothing there",
+    ),
+    "half of a low-rank map": (
+        lambda m: m.run("ab", edits=[_at("affine", "L1.mlp_out", down=torch.ones(2, 32))]),
+        "lacks a tensor",
+    ),
+    "no value to set": (
+        lambda m: m.run("ab", edits=[_at("set", "L1.mlp_out", shift=torch.ones(32))]),
+        "lacks a tensor",
+    ),
+    "a shift per something else": (
+        lambda m: m.run("ab", edits=[_at("affine", "L1.mlp_post", shift=torch.ones(7))]),
+        "do not fit the activation",
+    ),
+    "a value per position while generating": (
+        lambda m: m.generate("ab", [_at("set", "L1.mlp_out", value=torch.ones(1, 3, 32))]),
+        "new tokens have none of",
+    ),
+    "nan behind a condition": (
+        lambda m: m.run("ab", edits=[_nan(Scope.after("a"))]),
+        "infinite or NaN",
+    ),
+    "scope inside a scope": (
+        lambda m: (Scope.prompt() - Scope.bos()) | Scope.bos(),
+        "as one: a|b-c",
+    ),
+    "tokens to generate from": (lambda m: m.generate(m.tokens("ab")), "is no prompt"),
+    "an empty stop text": (lambda m: m.generate("ab", stop=""), "an empty text"),
+    "unknown dtype": (lambda m: wb.load(m.hf, m.tokenizer, dtype="bf17"), "unknown dtype"),
+    "options for a module": (lambda m: wb.load(m.hf, m.tokenizer, nonsense=3), "loaded already"),
+    "a call inside a call": (
+        lambda m: m.generate("ab", on_token=lambda *_: m.run("ab") and None),
+        "in the middle of a call",
+    ),
     "no tokenizer": (lambda m: wb.load(m.hf), "without a tokenizer"),
     "unknown device": (lambda m: wb.load(m.hf, m.tokenizer, device="gpu"), "unknown device"),
     "temperature": (lambda m: wb.decoding.Sample(temperature=0.0), "above 0"),
@@ -101,6 +142,15 @@ CASES: dict[str, tuple[Callable[[wb.Model], object], str]] = {
     "unknown method": (lambda m: wb.registry.get("decoding", "gredy"), "nearest: greedy"),
     "unknown family": (lambda m: wb.registry.names("decodings"), "nearest: decoding"),
 }
+
+
+def _at(operation: str, site: str, **tensors: torch.Tensor) -> Intervention:
+    return Intervention("custom", operation, {site: tensors})
+
+
+def _nan(scope: Scope) -> Intervention:
+    shift = torch.full((32,), math.nan)
+    return Intervention("custom", "affine", {"L1.mlp_out": {"shift": shift}}, scope=scope)
 
 
 def _inf() -> dict[str, torch.Tensor]:

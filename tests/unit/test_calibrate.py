@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import tiny
-from workbench.errors import EditError
+from workbench.errors import EditDidNothing, EditError
 from workbench.interventions import calibrate, gate, kl_nats, random_control
 from workbench.interventions.calibrate import _Search
 from workbench.steering import Ace, DirectionalAblation, MeanDifference
@@ -109,6 +109,51 @@ def test_it_finds_the_rising_side_of_a_peak_below_the_start() -> None:
     assert strength == pytest.approx(0.2320, rel=0.05)  # the other root, 2.678, is past the peak
 
 
+STARTS = [1e-5, 1.0, 100.0, 1e4, 1e20, -1e20]
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("plateau", [0.97, 1.0, 1.04, 3.0])
+def test_a_plateau_at_or_over_the_target_gives_its_rising_side(start: float, plateau) -> None:
+    found = search(lambda s: plateau * math.tanh(s**2), tolerance=0.05)
+    strength = abs(found.run(start))
+    assert plateau * math.tanh(strength**2) == pytest.approx(1, rel=0.05)
+    assert math.tanh(strength**2 / 4) < 0.9 * math.tanh(strength**2)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_plateau_under_the_target_is_refused_from_any_start(start: float) -> None:
+    with pytest.raises(EditError, match="stops growing"):
+        search(lambda s: 0.9 * math.tanh(s**2), tolerance=0.05).run(start)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_divergence_that_hardly_grows_is_refused_in_words(start: float) -> None:
+    with pytest.raises(EditError, match="hardly grows at .* nats at half of it"):
+        search(lambda s: abs(s) ** 0.1 if s else 0, tolerance=0.05).run(start)
+
+
+def nothing_below(smallest: float):
+    def curve(s: float) -> float:
+        if abs(s) < smallest:
+            raise EditDidNothing("edit", "changed nothing", expected="a", got="b", do="c")
+        return s**2
+
+    return curve
+
+
+@pytest.mark.parametrize("start", [1e-5, -1e-5, 1e-8, 1e20])
+def test_a_start_lost_in_rounding_rises(start: float) -> None:
+    assert abs(search(nothing_below(0.01)).run(start)) == pytest.approx(1, rel=0.01)
+
+
+def test_an_edit_that_never_does_anything_is_refused_soon() -> None:
+    found = search(nothing_below(math.inf))
+    with pytest.raises(EditDidNothing):
+        found.run(1.0)
+    assert len(found.seen) < 12
+
+
 @pytest.mark.parametrize(
     ("curve", "limit", "said"),
     [
@@ -138,6 +183,7 @@ def test_calibrated_edits_have_the_asked_divergence_and_keep_their_sign(sign: fl
     assert record["mean_kl_nats"] == pytest.approx(np.mean([v.mean() for v in values]))
     assert record["p95_kl_nats"] == pytest.approx(np.percentile(np.concatenate(values), 95))
     assert record["strength"] == edit.strength
+    assert (record["scope"], record["sites"]) == ("all", [SITE])
     assert record["n_prompts"] == 4
 
 
@@ -172,6 +218,28 @@ def test_calibration_leaves_edit_and_model_alone() -> None:
 def test_a_target_must_be_a_divergence(target: float) -> None:
     with pytest.raises(EditError, match="not a divergence"):
         calibrate(vector(), tiny.model("llama"), PROMPTS, target)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_a_limit_must_leave_some_strength(limit: float) -> None:
+    with pytest.raises(EditError, match="leaves no strength"):
+        calibrate(vector(), tiny.model("llama"), PROMPTS, 0.1, max_strength=limit, progress=False)
+
+
+def test_a_limit_holds() -> None:
+    model = tiny.model("llama")
+    with pytest.raises(EditError, match="strength ends at 0.001"):
+        calibrate(vector(), model, PROMPTS, 1.0, n_tokens=3, max_strength=1e-3, progress=False)
+
+
+def test_a_tiny_start_in_bf16_rises() -> None:
+    import workbench as wb
+
+    model = wb.load(tiny.module("llama").to(torch.bfloat16), tiny.tokenizer())
+    edit = calibrate(
+        vector().at(1e-5), model, PROMPTS, 0.1, n_tokens=4, tolerance=0.2, progress=False
+    )
+    assert edit.params["calibration"]["mean_kl_nats"] == pytest.approx(0.1, rel=0.2)
 
 
 def test_a_strength_per_row_cannot_be_calibrated() -> None:
@@ -244,3 +312,25 @@ def test_only_an_added_vector_at_the_probes_site_can_be_gated() -> None:
         gate(vector(), Readout("L2.resid_post", torch.ones(32)))
     with pytest.raises(EditError, match="cannot be gated"):
         gate(DirectionalAblation().fit(contrast()), Readout(SITE, torch.ones(32)))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Intervention("c", "set", {SITE: {"value": torch.zeros(32)}}),
+        Intervention("c", "affine", {SITE: {"scale": torch.full((32,), -1.0)}}),
+        Intervention("c", "score_bias", {"L0.attn_scores": {"bias": torch.full((4,), 2.0)}}),
+        Intervention("c", "scale_keys", {"L0.k_cache": {"factor": torch.full((2,), 0.5)}}),
+        Intervention("c", "affine", {"L1.mlp_post[neuron=3]": {"shift": torch.tensor([2.0])}}),
+    ],
+)
+def test_an_edit_that_every_draw_gives_back_has_no_control(edit) -> None:
+    assert all(random_control(edit, seed=s) is None for s in range(8))
+
+
+def test_a_permuted_control_is_never_its_arm() -> None:
+    factor = torch.tensor([0.0, 1.0])
+    edit = Intervention("c", "scale_keys", {"L0.k_cache": {"factor": factor}})
+    for seed in range(8):
+        control = random_control(edit, seed).tensors["L0.k_cache"]["factor"]
+        assert control.tolist() == [1.0, 0.0]

@@ -134,6 +134,13 @@ def test_a_control_of_what_has_no_direction_is_noted() -> None:
     assert "no random control for sink" in repr(found)
 
 
+def test_a_control_that_would_be_its_arm_is_noted() -> None:
+    zero = Intervention("custom", "set", {SITE: {"value": torch.zeros(32)}})
+    found = go([Arm("zeroed", [zero])], ("length",))
+    assert found.arms == ["base", "zeroed"]
+    assert "no random control for zeroed" in repr(found)
+
+
 def test_two_arms_of_one_name_are_refused() -> None:
     with pytest.raises(WorkbenchError, match="two arms have one name.*'a'"):
         go([Arm("a", [vector(0)]), Arm("a", [vector(1)])])
@@ -151,6 +158,29 @@ def test_mixed_units_are_refused_until_calibrated() -> None:
     stale = calibrated[0].at(calibrated[0].strength * 2)
     with pytest.raises(WorkbenchError, match="not calibrated at their present strength"):
         go([Arm("one", [stale]), Arm("other", [calibrated[1]])])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: e.within("prompt"), "not calibrated at"),
+        (lambda e: replace(e, tensors={"L0.resid_post": e.tensors[SITE]}), "not calibrated at"),
+        (lambda e: recorded(e, 2.0), "different targets.*1.0, 2.0"),
+    ],
+)
+def test_a_calibration_holds_for_its_scope_sites_and_target_only(change, said: str) -> None:
+    from workbench.comparison.arms import refuse_mixed_units
+
+    one, other = recorded(vector(0, "degrees"), 1.0), recorded(vector(1, "fractions"), 1.0)
+    refuse_mixed_units([Arm("one", [one]), Arm("other", [other])])
+    with pytest.raises(WorkbenchError, match=said):
+        refuse_mixed_units([Arm("one", [change(one)]), Arm("other", [other])])
+
+
+def recorded(edit: Intervention, target: float) -> Intervention:
+    """The edit as if calibrated."""
+    record = {"strength": edit.strength, "scope": "all", "sites": [SITE]}
+    return replace(edit, params={"calibration": record | {"target_kl_nats": target}})
 
 
 def test_one_unit_may_have_any_strengths() -> None:
@@ -250,6 +280,25 @@ def test_accuracy_without_tasks_is_refused_in_words() -> None:
         go([], ("accuracy",))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metrics": ("length", "accuracy")}, "no task whose checker"),
+        ({"arms": [Arm("a", [vector().at(torch.ones(6))])]}, "one strength per row"),
+        ({"seeds": []}, "has no seeds"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(
+    options, said: str, monkeypatch
+) -> None:
+    def never(*_, **__):
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(tiny.model("llama"), "generate", never)
+    with pytest.raises(WorkbenchError, match=said):
+        go(**{"arms": [], "metrics": ("length",)} | options)
+
+
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(UnknownName, match="kl_nats"):
         go([], ("kl_nat",))
@@ -303,6 +352,43 @@ def test_a_difference_is_highlighted_only_where_its_interval_leaves_out_zero() -
 
 def test_few_prompts_never_highlight() -> None:
     assert not made_up([5.0, 5.1, 5.2]).summary()["differs"].any()
+
+
+@pytest.mark.parametrize("unit", ["nats/token", "fraction"])
+def test_one_prompt_has_no_interval_and_no_highlight(unit: str) -> None:
+    one = made_up([1.0])
+    one = Table(dict(one.columns) | {"unit": [unit] * 2})
+    for shown in (repr(one), one._repr_html_()):
+        assert "nan" not in shown
+        assert "one prompt: no interval" in shown
+    assert not one.summary()["differs"].any()
+    assert "wb-differs'" not in one._repr_html_()
+    assert "One prompt: no interval" in one.figure().caption
+    assert "nan" not in str(one.figure().plot().data[0].customdata)
+
+
+def seeded(apart: float) -> Table:
+    """20 prompts under 3 seeds: the base moves by `apart` from seed to seed, the arm is 1 above."""
+    rows = [(p, s, apart * s + 0.01 * p) for s in range(3) for p in range(20)]
+    prompts, seeds, values = (list(column) for column in zip(*rows, strict=True))
+    return Table(
+        {
+            "arm": ["base"] * 60 + ["arm"] * 60,
+            "prompt": prompts * 2,
+            "seed": seeds * 2,
+            "metric": ["m"] * 120,
+            "value": values + [v + 1 for v in values],
+            "unit": ["u"] * 120,
+        }
+    )
+
+
+def test_a_difference_inside_the_seed_spread_is_not_highlighted() -> None:
+    for apart, differs in ((0.9, True), (1.1, False)):
+        table = seeded(apart)
+        assert table.summary()["seed_sd"].tolist() == pytest.approx([apart] * 2)
+        assert table.summary()["differs"].tolist() == [False, differs]
+        assert ("wb-differs'" in table._repr_html_()) is differs
 
 
 class Well(HTMLParser):

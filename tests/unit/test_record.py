@@ -227,3 +227,27 @@ def test_other_folders_are_refused(tmp_path) -> None:
     )
     with pytest.raises(FileRefused, match="another format or version"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["last", "first", "mean", "all"])
+def test_logits_are_recorded_at_every_position(model, how: str) -> None:
+    acts = record(model, TEXTS, "logits", pool=how, batch_size=2, progress=False)
+    each = [model.run([t]).logits[0] for t in TEXTS]
+    want = {
+        "last": [e[-1:] for e in each],
+        "first": [e[:1] for e in each],
+        "mean": [e.mean(0, keepdim=True) for e in each],
+        "all": each,
+    }[how]
+    torch.testing.assert_close(acts["logits"], torch.cat(want), atol=1e-5, rtol=1e-4)
+
+
+def test_no_batch_is_larger_than_asked(model, monkeypatch) -> None:
+    from workbench.model import tokens
+
+    pad, sizes = tokens._pad, []
+    monkeypatch.setattr(
+        tokens, "_pad", lambda rows, *a: (sizes.append(len(rows)), pad(rows, *a))[1]
+    )
+    record(model, TEXTS, SITES, batch_size=2, progress=False)
+    assert max(sizes) == 2

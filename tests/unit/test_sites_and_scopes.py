@@ -70,6 +70,21 @@ def test_selectors_pick_what_they_say_in_a_padded_batch() -> None:
     assert torch.equal(trace["L1.pattern[head=3]"], trace["L1.pattern"][:, 3])
 
 
+@pytest.mark.parametrize("token", [")", "(", "|", "a-b", "'", '"', ", "])
+def test_any_token_can_be_named_in_a_scope(token: str) -> None:
+    for scope in (Scope.after(token), Scope.tokens({token, 5}), Scope.all() - Scope.after(token)):
+        assert Scope.parse(str(scope)) == scope
+
+
+def test_a_recording_of_the_logits_means_all_of_them() -> None:
+    model = tiny.model()
+    full = model.run("12+3=").logits
+    trace = model.run("12+3=", ["logits", "logits[pos=0]", "logits[pos=-1]"], logits="last")
+    assert torch.equal(trace["logits"], full)
+    assert torch.equal(trace["logits[pos=0]"], full[:, 0])
+    assert torch.equal(trace["logits[pos=-1]"], trace.logits[:, 0])
+
+
 TERMS = [
     "all",
     "prompt",

@@ -204,7 +204,7 @@ class _Scorer:
     def _room(self) -> tuple[int, int, float]:
         """Bytes per squared column, per column, and in all; or plain columns where these are given."""
         if self.max_columns is not None:
-            return 0, 1, self.max_columns
+            return 0, 1, float(self.max_columns)
         d = self.model.dims
         per_column = 32 * d.d_model + 12 * d.d_mlp + 8 * d.n_vocab
         return 4 + 8 * d.n_heads, per_column, free_bytes(self.model.device) / 4

@@ -101,6 +101,16 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def counted(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Those whose writes torch counts."""
+    return [t for t in tensors if not t.is_inference()]
+
+
+def versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """`version` of many `counted` tensors."""
+    return tuple([t._version for t in tensors])
+
+
 def lowest_difference(old: Mapping[int, list[Any]], new: Mapping[int, list[Any]]) -> int | None:
     """The lowest stage at which two plans differ; None where they are equal."""
     differing = (s for s in {*old, *new} if old.get(s) != new.get(s))

@@ -13,7 +13,7 @@ from workbench import registry
 from workbench.errors import EditDidNothing, EditError
 from workbench.model.layouts.base import Dims
 from workbench.model.positions import Frame
-from workbench.operations import WIDTH_TENSORS, Context, Weights, operation
+from workbench.operations import ONLY_AT, REQUIRED, WIDTH_TENSORS, Context, Weights, operation
 from workbench.records import Receipt
 from workbench.scopes import Scope
 from workbench.sites import Index, Site
@@ -35,7 +35,8 @@ class BoundEdit:
         self._key_scope = edit.params.get("keys")
         self._axes = site.axes
         self._flat_width = _flat_width(weights, site, dims)
-        self._strength = edit.strength
+        self._one_strength = not isinstance(edit.strength, Tensor)
+        self._strength = float(edit.strength) if self._one_strength else edit.strength
         self._pos = site.selector("pos")
         self._token_dim = 1 + next(i for i, axis in enumerate(site.axes) if axis in ("pos", "q"))
         self._all_of_it = not _picks(site)
@@ -55,9 +56,10 @@ class BoundEdit:
         if not covered:
             return h
         piece = h if self._all_of_it else select(h, self.site)
-        new = self._operate(piece, frame)
+        new = self._fitted(piece, frame)
+        cover = self._without_idle(cover, piece)
         if cover is not None:
-            new = torch.where(self._spread(cover, piece), new, piece)
+            new = torch.where(cover, new, piece)
         self._distances.append(_distance(new, piece))
         return new if piece is h else scatter(h, self.site, new)
 
@@ -81,7 +83,7 @@ class BoundEdit:
         """Squared Euclidean size of everything changed so far."""
         if len(self._distances) < 2:
             return self._squared_before + sum(float(d) ** 2 for d in self._distances)
-        return self._squared_before + float(torch.stack(self._distances).double().square().sum())
+        return self._squared_before + float(torch.stack(self._distances).square().sum())
 
     def _cover(self, frame: Frame, h: Tensor) -> Tensor | None:
         cover = frame.mask(self.edit.scope, keys=self._over_keys)
@@ -89,6 +91,36 @@ class BoundEdit:
             cover = _at_positions(frame, self._pos, cover, self._over_keys)
         # a sliding cache and kept logits hold only the last columns
         return cover if cover is None else cover[:, -h.shape[self._token_dim] :]
+
+    def _without_idle(self, cover: Tensor | None, piece: Tensor) -> Tensor | None:
+        """The cover, spread over the piece's axes, without masked scores and unrouted experts."""
+        spread = None if cover is None else self._spread(cover, piece)
+        if self.site.part == "attn_scores":
+            idle = piece > torch.finfo(piece.dtype).min / 2
+        elif self.site.part == "expert":
+            idle = piece.any(-1, keepdim=True)
+        else:
+            return spread
+        return idle if spread is None else idle & spread
+
+    def _fitted(self, piece: Tensor, frame: Frame) -> Tensor:
+        """The operation's result, or its misfit in words."""
+        wrong: object = None
+        try:
+            new = self._operate(piece, frame)
+        except RuntimeError as error:
+            wrong = error
+        else:
+            if new.shape == piece.shape:
+                return new
+            wrong = f"a result of shape {tuple(new.shape)}"
+        raise EditError(
+            f"edit {self.edit.label!r} at {self.site}",
+            "its tensors do not fit the activation",
+            expected=f"tensors for {tuple(piece.shape)} (batch {' '.join(self._axes)})",
+            got={name: tuple(w.shape) for name, w in self.weights.items()},
+            do=f"fit it on this site: {wrong}",
+        )
 
     def _operate(self, piece: Tensor, frame: Frame) -> Tensor:
         if not self._ready:
@@ -99,15 +131,14 @@ class BoundEdit:
             keys = frame.mask(Scope.parse(self._key_scope), keys=True)
             cover = None if keys is None else keys[:, None, None, -piece.shape[-1] :]
             context = replace(context, keys=None if cover is None else cover.to(piece))
-        strength = self._rows(piece)
+        strength = self._strength if self._one_strength else self._rows(piece)
         if self._flat_width:
             flat = self._operation(piece.flatten(2), self._weights, strength, context)
             return flat.unflatten(2, piece.shape[2:])
         return self._operation(piece, self._weights, strength, context)
 
-    def _rows(self, piece: Tensor) -> float | Tensor:
-        if not isinstance(self._strength, Tensor):
-            return float(self._strength)
+    def _rows(self, piece: Tensor) -> Tensor:
+        assert isinstance(self._strength, Tensor)
         dims = 3 if self._flat_width else piece.dim()
         return self._strength.to(piece).reshape(-1, *[1] * (dims - 1))
 
@@ -145,6 +176,7 @@ def bind(
         for text, weights in edit.tensors.items():
             for site in parse(text):
                 check_selectors(site, dims)
+                _check_operation(edit, site, weights)
                 _check_width(edit, site, weights, dims)
                 if not edit.is_zero:
                     bound.append(BoundEdit(edit, site, weights, dims))
@@ -167,6 +199,14 @@ def check_receipts(
         where = f"edit {receipt.edit!r} at {receipt.site}"
         if not receipt.fired:
             raise _nothing(where, "was never reached", "a site this forward runs through")
+        if not math.isfinite(receipt.change):
+            raise EditError(
+                where,
+                "made the activations infinite or NaN",
+                expected="a finite change",
+                got=receipt.change,
+                do="lower its strength",
+            )
         if edit.conditional or edit.scope.conditional:
             continue
         if not receipt.positions:
@@ -178,14 +218,6 @@ def check_receipts(
             )
         if receipt.change == 0:
             raise _nothing(where, "changed nothing", "a change at non-zero strength")
-        if not math.isfinite(receipt.change):
-            raise EditError(
-                where,
-                "made the activations infinite or NaN",
-                expected="a finite change",
-                got=receipt.change,
-                do="lower its strength",
-            )
     return receipts
 
 
@@ -223,6 +255,15 @@ def select(h: Tensor, site: Site) -> Tensor:
     """The part of `h` that the head, neuron and expert selectors mean; axes are kept."""
     for dim, index in _picks(site):
         one = isinstance(index, int)
+        size = h.shape[dim]
+        if any(not -size <= i < size for i in ([index] if isinstance(index, int) else index)):
+            raise EditError(
+                f"site {site}",
+                "selects beyond the activation",
+                expected=f"0 to {size - 1}",
+                got=index,
+                do="count from 0",
+            )
         h = (
             h.narrow(dim, index % h.shape[dim], 1)
             if one
@@ -284,6 +325,30 @@ def _flat_width(weights: Weights, site: Site, dims: Dims) -> bool:
     last, flat = _widths(site, dims)
     sizes = {w.shape[-1] for k, w in weights.items() if k in WIDTH_TENSORS and w.dim()}
     return bool(flat) and flat != last and flat in sizes
+
+
+def _check_operation(edit: Intervention, site: Site, weights: Weights) -> None:
+    where, name = f"edit {edit.label!r} at {site}", edit.operation
+    operation(name)
+    if name in ONLY_AT and site.part not in ONLY_AT[name]:
+        raise EditError(
+            where,
+            f"{name} means nothing there",
+            expected=" or ".join(ONLY_AT[name]),
+            got=site.part,
+            do="move it, or use another operation",
+        )
+    missing = [t for t in REQUIRED.get(name, ()) if t not in weights]
+    missing += ["up"] if "down" in weights and "up" not in weights else []
+    missing += ["params['keys']"] if name == "score_bias" and "keys" not in edit.params else []
+    if missing:
+        raise EditError(
+            where,
+            f"{name} lacks a tensor or parameter",
+            expected=missing,
+            got=[*weights, *(f"params[{p!r}]" for p in edit.params)],
+            do="add it; workbench.operations says what each operation reads",
+        )
 
 
 def _check_width(edit: Intervention, site: Site, weights: Weights, dims: Dims) -> None:

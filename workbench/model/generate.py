@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from workbench import seeds
 from workbench.decoding import Decoder, Greedy
-from workbench.errors import WorkbenchError
+from workbench.errors import EditError, WorkbenchError
+from workbench.model.edits import BoundEdit, check_receipts
 from workbench.model.model import Model
-from workbench.model.run import padding
+from workbench.model.run import gradients_off, padding
 from workbench.model.session import Session
 from workbench.model.tokens import as_prompts
 from workbench.records import Generation, Prompt, Receipt
@@ -62,7 +63,7 @@ class _Ends:
 def generate(
     model: Model,
     prompts: Any,
-    edits: Iterable[Intervention] = (),
+    edits: Intervention | Iterable[Intervention] = (),
     *,
     decoder: Decoder | None = None,
     max_new_tokens: int = 64,
@@ -83,16 +84,17 @@ def generate(
             got=max_new_tokens,
             do="raise it",
         )
-    many, edits = as_prompts(prompts), list(edits)
+    many = as_prompts(prompts)
+    edits = [edits] if isinstance(edits, Intervention) else list(edits)
     size = batch_size or model.fitting_batch(many, max_new_tokens)
     out = Generations()
     loop = _Loop(model, edits, decoder or Greedy(), max_new_tokens, seed, stop, use_cache, on_token)
     with tqdm(total=len(many), unit="prompt", disable=not progress, desc=arm or "generate") as bar:
         for start in range(0, len(many), size):
-            rows, receipts = loop.batch(many[start : start + size], start)
+            rows = loop.batch(many[start : start + size], start)
             out += [model.generation(r.prompt, arm, seed, r.ids, r.logprobs, r.stop) for r in rows]
-            out.receipts += receipts
             bar.update(len(rows))
+    out.receipts = loop.receipts()
     return out
 
 
@@ -114,17 +116,27 @@ class _Loop:
         self.max_new_tokens, self.seed, self.use_cache = max_new_tokens, seed, use_cache
         self.on_token = on_token
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        _check(texts, edits)
         self.ends = _Ends(model.eos_ids, texts, model.decode)
+        self._done: list[BoundEdit] = []
+        self._saw_generated = False
 
-    @torch.no_grad()
-    def batch(self, prompts: list[Prompt], offset: int) -> tuple[list[_Row], tuple[Receipt, ...]]:
+    def batch(self, prompts: list[Prompt], offset: int) -> list[_Row]:
         """Generate for one batch; `offset` is the first prompt's place in the whole call."""
         tokens = self.model.tokens(prompts, room=self.max_new_tokens)
         rows = [_Row(p, self._generator(offset + i)) for i, p in enumerate(prompts)]
         session = self.model.session(tokens, self._batch_edits(offset, len(prompts)), ())
-        with session.attached():
+        with session.attached(), gradients_off(self.model):
             self._run(tokens, rows, session)
-        return rows, session.receipts()
+        self._saw_generated = self._saw_generated or session.saw_generated
+        for whole, part in zip(self._done, session.bound, strict=False):
+            whole.add(part)
+        self._done = self._done or session.bound
+        return rows
+
+    def receipts(self) -> tuple[Receipt, ...]:
+        """What the edits did over all batches: one batch alone may hold nothing for them."""
+        return check_receipts(self._done, lambda: self._saw_generated)
 
     def _run(self, tokens: Tokens, rows: list[_Row], session: Session) -> None:
         live = list(range(len(rows)))
@@ -175,6 +187,24 @@ class _Loop:
         ]
 
 
+def _check(stop: tuple[str, ...], edits: list[Intervention]) -> None:
+    """Refuse what only looks like it could work."""
+    if "" in stop:
+        raise WorkbenchError(
+            "generate(stop=)", "holds an empty text", expected="text", got="''", do="leave it out"
+        )
+    for edit in edits:
+        values = [t["value"] for t in edit.tensors.values() if "value" in t]
+        if any(value.dim() > 2 for value in values):
+            raise EditError(
+                f"edit {edit.label!r}",
+                "sets a value per prompt and position, which new tokens have none of",
+                expected="one value for every position",
+                got=[tuple(value.shape) for value in values],
+                do="use model.run, or set one vector within a scope",
+            )
+
+
 class _State:
     """Cache, padding, and the tokens not yet in the cache of the rows still running."""
 
@@ -215,7 +245,8 @@ class _State:
 
     def keep(self, rows: list[int]) -> None:
         """Drop every other row, in the cache too."""
-        index = torch.tensor(rows, device=self.ids.device)
+        # on the CPU: a model spread over several devices has a cache on each
+        index = torch.tensor(rows)
         self.ids, self.positions = self.ids[index], self.positions[index]
         self.mask = self.mask[index]
         if self.cache is not None:

@@ -7,7 +7,7 @@ the rest of the forward is the model's own. The result is what a fresh `model.ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from workbench import sites
 from workbench.errors import WorkbenchError
 from workbench.model.backends.base import Tap
-from workbench.model.backends.skip import skipped
-from workbench.model.changes import Kept, Plan, Stages, lowest_difference, version
+from workbench.model.backends.skip import Upper, skipped
+from workbench.model.backends.turn import turn
+from workbench.model.changes import Kept, Plan, Stages, counted, lowest_difference, versions
 from workbench.model.edits import BoundEdit
 from workbench.model.model import Model
 from workbench.model.run import padding
@@ -60,13 +61,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is kept of a run. `outputs[l]` is block l's output before edits at its `resid_post`."""
+    """What is kept of a run. `streams[l]` entered block l, before any edit between the blocks."""
 
     plan: Plan
     bound: list[BoundEdit]
     weights: tuple[int, ...]
     read: Read
-    outputs: list[Kept]
+    streams: list[Kept]
     logits: Kept
     values: dict[Site, Kept]
 
@@ -110,7 +111,8 @@ class Live:
     def forget(self) -> None:
         """The next run is a full one."""
         self._last: _Run | None = None
-        self._weights = [*self.model.hf.parameters(), *self.model.hf.buffers()]
+        self._weights = counted([*self.model.hf.parameters(), *self.model.hf.buffers()])
+        self._upper = None if self.note else Upper(self.model.backend)
 
     @torch.no_grad()
     def run(
@@ -143,10 +145,11 @@ class Live:
         places = sites.parse_all(read, self.model.n_layers)
         plan = self._stages.plan(session.bound, places)
         stage = self._resume_at(plan, places, logits)
-        last, receipts = self._rerun(session, plan, places, stage, logits)
+        with turn(self.model.backend):
+            last, receipts = self._rerun(session, plan, places, stage, logits)
         self._last, self.edits = last, edits
         self.reran = range(min(_skips(stage), self.model.n_layers), self.model.n_layers)
-        in_order = sorted(places, key=lambda site: site.depth)
+        in_order = sorted(places, key=lambda site: site.depth) if len(places) > 1 else places
         values = {str(site): last.values[site].tensor for site in in_order}
         return Trace(self.tokens, last.logits.tensor, values, receipts)
 
@@ -154,7 +157,7 @@ class Live:
     def sweep(
         self,
         edit: Intervention,
-        strengths: Iterable[float],
+        strengths: Iterable[float | int],
         record: Record = (),
         *,
         logits: Read = "last",
@@ -176,28 +179,28 @@ class Live:
         """
         values, read = _checked_strengths(strengths), _as_list(record)
         rows = len(self.tokens)
-        edits = _swept(self.edits, edit, torch.tensor(values).repeat_interleave(rows), rows)
+        edits = _batch_edits(self.edits, edit, torch.tensor(values).repeat_interleave(rows), rows)
         tokens = _repeated(self.tokens, len(values))
         if self.note:
             return Sweep(values, self.model.run(tokens, read, edits, logits=logits))
-        if not self._usable():
-            self.run()
+        # re-runs nothing where nothing changed since
+        self.run(logits=self._last.read if self._last else logits)
         session = self.model.session(tokens, edits, read)
         reached = sites.parse_all([*edit.sites, *read], self.model.n_layers)
-        stage = min(map(self._stages.of, reached))
-        return Sweep(values, self._forward(session, tokens, stage, logits, copies=len(values)))
+        # a stand-in cannot come before the first block
+        stage = min(map(self._stages.of, reached)) or -1
+        with turn(self.model.backend):
+            out = self._swept(session, tokens, stage, logits, copies=len(values))
+        return Sweep(values, Trace(tokens, out, session.values, session.receipts()))
 
     def _usable(self) -> bool:
         """Whether the last run still holds: same weights, kept outputs untouched."""
         last = self._last
         return (
             last is not None
-            and last.weights == self._versions()
-            and all(kept.intact for kept in last.outputs)
+            and last.weights == versions(self._weights)
+            and all(kept.intact for kept in last.streams)
         )
-
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(map(version, self._weights))
 
     def _resume_at(self, plan: Plan, places: list[Site], read: Read) -> int:
         """The lowest stage that has to run again; one beyond the head where none has."""
@@ -218,55 +221,95 @@ class Live:
         self, session: Session, plan: Plan, places: list[Site], stage: int, read: Read
     ) -> tuple[_Run, tuple[Receipt, ...]]:
         """Run again from `stage`; what is kept afterwards, and the receipts."""
-        last, count = self._last, _skips(stage)
+        last = self._last
         if last is not None and stage > self._stages.head:
             self._take_over(session.bound, stage)
             return replace(last, bound=session.bound), session.receipts()
-        outputs = [] if last is None else last.outputs[:count]
-        kept = {} if last is None else last.values
-        values = {s: k for s, k in kept.items() if self._stages.of(s) < _floor(stage)}
-        captured: dict[int, Tensor] = {}
-        trace = self._forward(session, self.tokens, stage, read, captured)
-        outputs += [Kept(captured[layer]) for layer in range(count, self.model.n_layers)]
-        values |= {s: Kept(trace.values[str(s)]) for s in places if str(s) in trace.values}
-        logits = Kept(trace.logits)
-        made = _Run(plan, session.bound, self._versions(), read, outputs, logits, values)
-        return made, trace.receipts
+        # a stand-in cannot come before the first block, a direct call can
+        if last is None or stage < 0 or (stage == 0 and not self._exact(last)):
+            streams, logits = self._in_full(session, read)
+            kept: dict[Site, Kept] = {}
+        else:
+            streams, logits = self._upwards(session, last, stage, read)
+            kept = {s: k for s, k in last.values.items() if self._stages.of(s) < _floor(stage)}
+        values = kept | {
+            s: Kept(session.values[str(s)]) for s in places if str(s) in session.values
+        }
+        weights = versions(self._weights) if last is None or stage < 0 else last.weights
+        made = _Run(plan, session.bound, weights, read, streams, Kept(logits), values)
+        return made, session.receipts()
 
-    def _forward(
-        self,
-        session: Session,
-        tokens: Tokens,
-        stage: int,
-        read: Read,
-        captured: dict[int, Tensor] | None = None,
-        copies: int = 1,
-    ) -> Trace:
-        """The forward without the blocks below `stage`; `captured` is filled with block outputs."""
-        count, backend = _skips(stage), self.model.backend
+    def _in_full(self, session: Session, read: Read) -> tuple[list[Kept], Tensor]:
+        """The whole forward; what entered the first block, every block's output, and the logits."""
+        assert self._upper is not None
+        outputs: list[Tensor] = []
+        # before the session's own taps there, so that what is kept lacks their edits
+        captures = [_capture(layer, outputs) for layer in range(self.model.n_layers)]
+        with self._upper.listening():
+            logits = self._forward(session, self.tokens, [*captures, *session.taps], read)
+        assert self._upper.entered is not None
+        return [Kept(h) for h in (self._upper.entered, *outputs)], logits
+
+    def _upwards(
+        self, session: Session, last: _Run, stage: int, read: Read
+    ) -> tuple[list[Kept], Tensor]:
+        """The same from `stage` on; streams below are the last run's."""
+        upper, count, h = self._upper, _skips(stage), last.streams[_skips(stage)].tensor
+        assert upper is not None
+        self._take_over(session.bound, _floor(stage))
+        taps = self._taps(session, stage)
+        if self._exact(last):
+            _advance(session, self.tokens)
+            between = {part: _by_layer(taps, part) for part in ("resid_pre", "resid_post")}
+            hooked = [tap for tap in taps if tap.site.part not in between]
+            with self.model.backend.attach(hooked):
+                logits, outputs = upper.run(
+                    self.tokens.ids, h, count, int(read != "all"), *between.values()
+                )
+        else:
+            outputs = []
+            taps = [_capture(layer, outputs) for layer in range(count, self.model.n_layers)] + taps
+            with skipped(self.model.backend.blocks, count, h):
+                logits = self._forward(session, self.tokens, taps, read)
+        return [*last.streams[: count + 1], *map(Kept, outputs)], _cut(logits, read)
+
+    def _exact(self, last: _Run) -> bool:
+        """Whether the upper blocks may be called directly."""
+        assert self._upper is not None
+        pads = padding(self.tokens)
+        options: dict[str, Any] = {**pads, "cache": None, "use_cache": False, "keep": 1}
+        once = lambda: self.model.backend.forward(self.tokens.ids, **options).logits  # noqa: E731
+        return self._upper.exact(self.tokens.ids, last.streams[-2].tensor, once)
+
+    def _swept(
+        self, session: Session, tokens: Tokens, stage: int, read: Read, copies: int
+    ) -> Tensor:
+        """Logits of `copies` of this batch from `stage` on."""
+        assert self._last is not None
+        count = _skips(stage)
+        kept = self._last.streams[count].tensor
+        output = kept.repeat(copies, *[1] * (kept.dim() - 1)) if count else None
         self._take_over(session.bound, _floor(stage), copies)
-        taps = [t for t in session.taps if self._stages.of(t.site) >= _floor(stage)]
-        if captured is not None:
-            # before the session's own taps there, so that what is kept lacks their edits
-            taps = [_capture(layer, captured) for layer in range(count, self.model.n_layers)] + taps
-        pads = padding(tokens)
-        session.advance(tokens.ids, None if pads["mask"] is None else tokens.positions)
-        with skipped(backend.blocks, count, self._output(count, copies)), backend.attach(taps):
+        with skipped(self.model.backend.blocks, count, output):
+            return self._forward(session, tokens, self._taps(session, stage), read)
+
+    def _forward(self, session: Session, tokens: Tokens, taps: list[Tap], read: Read) -> Tensor:
+        """The model's own forward under `taps`."""
+        pads, backend = _advance(session, tokens), self.model.backend
+        with backend.attach(taps):
             step = backend.forward(
                 tokens.ids, **pads, cache=None, use_cache=False, keep=int(read != "all")
             )
-        logits = step.logits[:, :0] if read == "none" else step.logits
-        return Trace(tokens, logits, session.values, session.receipts())
+        return _cut(step.logits, read)
 
-    def _output(self, count: int, copies: int) -> Tensor | None:
-        """What block `count - 1` gave in the last run, repeated for a larger batch."""
-        if self._last is None or not count:
-            return None
-        output = self._last.outputs[count - 1].tensor
-        return output if copies == 1 else output.repeat(copies, *[1] * (output.dim() - 1))
+    def _taps(self, session: Session, stage: int) -> list[Tap]:
+        floor = _floor(stage)
+        return [tap for tap in session.taps if self._stages.of(tap.site) >= floor]
 
     def _take_over(self, bound: list[BoundEdit], below: int, copies: int = 1) -> None:
         """Edits below a stage do not run: they did what they did in the last run."""
+        if not bound or below < 0:
+            return
         did: dict[int, list[BoundEdit]] = {}
         for edit in reversed([] if self._last is None else self._last.bound):
             did.setdefault(self._stages.of(edit.site), []).append(edit)
@@ -283,12 +326,27 @@ def _skips(stage: int) -> int:
 
 def _floor(stage: int) -> int:
     """The lowest stage that a forward from `stage` reaches again."""
-    return 2 * _skips(stage) - 1
+    return max(2 * _skips(stage) - 1, min(stage, 0))
 
 
-def _capture(layer: int, captured: dict[int, Tensor]) -> Tap:
+def _advance(session: Session, tokens: Tokens) -> dict[str, Any]:
+    """Enter the forward; the masks it needs."""
+    pads = padding(tokens)
+    session.advance(tokens.ids, None if pads["mask"] is None else tokens.positions)
+    return pads
+
+
+def _cut(logits: Tensor, read: Read) -> Tensor:
+    return logits[:, :0] if read == "none" else logits
+
+
+def _by_layer(taps: list[Tap], part: str) -> dict[int, Callable[[Tensor], Tensor]]:
+    return {tap.site.layer or 0: tap.fn for tap in taps if tap.site.part == part}
+
+
+def _capture(layer: int, outputs: list[Tensor]) -> Tap:
     def keep(h: Tensor) -> Tensor:
-        captured[layer] = h
+        outputs.append(h)
         return h
 
     return Tap(Site(layer, "resid_post"), keep, writes=False)
@@ -304,7 +362,7 @@ def _as_list(record: Record) -> list[str | Site]:
     return [record] if isinstance(record, str | Site) else list(record)
 
 
-def _checked_strengths(strengths: Iterable[float]) -> tuple[float, ...]:
+def _checked_strengths(strengths: Iterable[float | int]) -> tuple[float, ...]:
     values = tuple(float(s) for s in strengths)
     if values:
         return values
@@ -313,7 +371,7 @@ def _checked_strengths(strengths: Iterable[float]) -> tuple[float, ...]:
     )
 
 
-def _swept(
+def _batch_edits(
     edits: Sequence[Intervention], edit: Intervention, strengths: Tensor, rows: int
 ) -> list[Intervention]:
     """The edits of a sweep's batch, which is `len(strengths) / rows` copies of the prompts."""
@@ -348,7 +406,10 @@ def _same_tensors(a: Intervention, b: Intervention) -> bool:
         return False
     return all(
         a.tensors[site].keys() == weights.keys()
-        and all(w is a.tensors[site][k] or torch.equal(w, a.tensors[site][k]) for k, w in weights.items())
+        and all(
+            w is a.tensors[site][k] or torch.equal(w, a.tensors[site][k])
+            for k, w in weights.items()
+        )
         for site, weights in b.tensors.items()
     )
 

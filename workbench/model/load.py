@@ -37,7 +37,7 @@ def load(
         backend: "transformers", "transformer_lens" or "nnsight".
         device: "cpu", "cuda", "cuda:1", "mps"; by default CUDA where there is one, else the CPU. A
             module in memory stays where it is.
-        dtype: e.g. "bfloat16"; by default as stored.
+        dtype: e.g. "bfloat16"; by default as stored. The module is put into eval mode.
         proof: check every site once (about fifteen forwards of ten tokens).
         trust_remote_code: run code that a hub model ships. Off: such a model is refused.
         options: passed to `from_pretrained`, e.g. `device_map="auto"`, `quantization_config=...`.
@@ -51,7 +51,16 @@ def load(
     where = f"wb.load({model!r})" if isinstance(model, str) else "wb.load"
     if isinstance(model, nn.Module):
         hf, name = _unwrapped(model, tokenizer), getattr(model.config, "_name_or_path", "")
+        if options:
+            raise WorkbenchError(
+                where,
+                "options are for from_pretrained, and this module is loaded already",
+                expected="device and dtype at most",
+                got=sorted(options),
+                do="leave them out",
+            )
         hf = hf if device is None else hf.to(checked_device(device))
+        hf = hf if dtype is None else hf.to(checked_dtype(dtype))
     else:
         hf, tokenizer, name = _read(
             where, str(model), tokenizer, device, dtype, trust_remote_code, options
@@ -96,6 +105,18 @@ def checked_device(device: str | None) -> torch.device:
     return asked
 
 
+def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The floating-point type of that name.
+
+    Raises:
+        UnknownName: torch has no such type.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise unknown("wb.load(dtype=)", "dtype", dtype, ("float32", "bfloat16", "float16"))
+    return found
+
+
 def _read(
     where: str,
     name: str,
@@ -115,7 +136,11 @@ def _read(
         _refuse_pickles(where, Path(source))
     with _in_words(where, name), _quiet():
         hf = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or "auto", trust_remote_code=trust, use_safetensors=True, **options
+            source,
+            dtype=checked_dtype(dtype) if dtype else "auto",
+            trust_remote_code=trust,
+            use_safetensors=True,
+            **options,
         )
         local = {k: v for k, v in options.items() if k in ("local_files_only", "revision", "token")}
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from workbench import sites
-from workbench.errors import SiteUnavailable
+from workbench.errors import SiteUnavailable, unknown
 from workbench.model import tokens as tokenising
 from workbench.model.backends.base import Backend
 from workbench.model.layouts.base import Dims, Layout
@@ -88,8 +88,7 @@ class Model:
         """Which model this is. Computed anew, so that it tells a fine-tuned model from its start."""
         digest = hashlib.blake2b(self.hf.config.to_json_string().encode(), digest_size=8)
         for name, p in self.hf.named_parameters():
-            ends = torch.cat([p.detach().flatten()[:8], p.detach().flatten()[-8:]])
-            digest.update(f"{name}{tuple(p.shape)}{ends.float().cpu().tolist()}".encode())
+            digest.update(f"{name}{tuple(p.shape)}{_sums(p.detach())}".encode())
         family = self.hf.config.model_type
         return Fingerprint(self.name, family, self.d_model, self.n_layers, digest.hexdigest())
 
@@ -130,7 +129,7 @@ class Model:
         self,
         prompts: Any,
         record: Iterable[str | Site] = (),
-        edits: Iterable[Intervention] = (),
+        edits: Intervention | Iterable[Intervention] = (),
         *,
         completions: Sequence[Iterable[int]] | None = None,
         logits: Literal["all", "last", "none"] = "all",
@@ -152,7 +151,10 @@ class Model:
         """
         from workbench.model.run import run
 
+        if logits not in ("all", "last", "none"):
+            raise unknown("model.run(logits=)", "choice", logits, ("all", "last", "none"))
         one = [record] if isinstance(record, str) else record
+        edits = [edits] if isinstance(edits, Intervention) else edits
         return run(self, prompts, one, edits, completions=completions, logits=logits, grad=grad)
 
     def record(
@@ -164,7 +166,7 @@ class Model:
         return record(self, prompts, sites, pool=pool, **options)
 
     def generate(
-        self, prompts: Any, edits: Iterable[Intervention] = (), **options: Any
+        self, prompts: Any, edits: Intervention | Iterable[Intervention] = (), **options: Any
     ) -> list[Generation]:
         """Continue every prompt with edits at every step.
 
@@ -226,6 +228,15 @@ class Model:
         activations = longest * (8 * d.d_model + 3 * d.d_mlp + d.n_heads * longest) * size
         row = cache + activations + 8 * d.n_vocab
         return max(1, min(64, int(free_bytes(self.device) / 4 // row)))
+
+
+def _sums(weight: torch.Tensor) -> list[float]:
+    """Sum, absolute sum, and a few weights: one number changed anywhere changes them."""
+    if weight.is_meta:  # offloaded: its values are on disk
+        return []
+    flat = weight.flatten().float()
+    sums = torch.stack([flat.sum(), flat.abs().sum()])
+    return torch.cat([sums, flat[:4], flat[-4:]]).tolist()
 
 
 def free_bytes(device: torch.device) -> int:

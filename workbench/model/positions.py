@@ -53,6 +53,7 @@ class Frame:
         """Go on with these rows only."""
         self._lengths = [self._lengths[row] for row in rows]
         self._past = [(self.all_ids[rows], self.all_positions[rows])]
+        self._now = (self.ids[rows], self.positions[rows])
 
     @property
     def prompt_lengths(self) -> Int[Tensor, "batch 1"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from workbench import sites
 from workbench.model import edits as bound_edits
 from workbench.model.backends.base import Backend, Tap
+from workbench.model.backends.turn import turn
 from workbench.model.layouts.base import Dims
 from workbench.model.positions import Encode, Frame
 from workbench.records import Receipt
@@ -49,7 +50,7 @@ class Session:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Taps are live inside; nothing is left behind, whatever happens."""
-        with self._backend.attach(self.taps):
+        with turn(self._backend), self._backend.attach(self.taps):
             yield
 
     def advance(self, ids: Tensor, positions: Tensor | None, *, padded: bool = True) -> None:
@@ -98,7 +99,7 @@ def _recorder(site: Site, values: dict[str, Tensor], frame: Frame) -> Callable[[
 
     def keep(h: Tensor) -> Tensor:
         value = _selected(h, site, frame) if site.selectors else h
-        values[text] = value.clone() if copied else value
+        values[text] = value.clone() if copied and not torch.is_grad_enabled() else value
         return h
 
     return keep

@@ -12,21 +12,28 @@ from workbench.prompts import chat
 from workbench.records import Prompt
 from workbench.tensors import Tokens
 
-AnyPrompt = str | Prompt
-AnyPrompts = AnyPrompt | Sequence[AnyPrompt]
 
-
-def as_prompts(prompts: AnyPrompts) -> list[Prompt]:
+def as_prompts(prompts: Any) -> list[Prompt]:
     """One or many texts or prompts as a list of `Prompt`.
 
     Raises:
         PromptError: no prompts, or an empty one.
     """
-    many = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
+    one = isinstance(prompts, str | Prompt) or not isinstance(prompts, Iterable)
+    many = [prompts] if one else list(prompts)
     if not many:
         raise PromptError(
             "prompts", "there are none", expected="at least one", got="0", do="pass a prompt"
         )
+    for p in many:
+        if not isinstance(p, str | Prompt):
+            raise PromptError(
+                "prompts",
+                "hold something that is no prompt",
+                expected="text, Prompt, or a list of either",
+                got=type(p).__name__,
+                do="pass the text; Tokens are for model.run",
+            )
     return [p if isinstance(p, Prompt) else Prompt(text=p) for p in many]
 
 
@@ -69,7 +76,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 def batch(
     tokenizer: Any,
-    prompts: AnyPrompts,
+    prompts: Any,
     *,
     n_context: int,
     n_vocab: int,

@@ -80,18 +80,25 @@ def _attention(
     taps = module.config.workbench_taps
     key = taps["k_cache"](key) if "k_cache" in taps else key
     value = taps["v_cache"](value) if "v_cache" in taps else value
-    mask = additive(attention_mask, query, key)
+    mask = additive(attention_mask, query, key, options.get("sliding_window"))
     with _SoftmaxTap(taps.get("attn_scores"), taps.get("pattern")):
         return _source(module).eager_attention_forward(module, query, key, value, mask, **options)
 
 
-def additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """The mask as the eager form wants it, whatever the loaded implementation uses."""
+def additive(
+    mask: Tensor | None, query: Tensor, key: Tensor, window: int | None = None
+) -> Tensor | None:
+    """The mask as the eager form wants it, whatever the loaded implementation uses.
+
+    An implementation that is given no mask knows its sliding `window` by itself.
+    """
     n_q, n_k = query.shape[-2], key.shape[-2]
     if mask is None and n_q == 1:
         return None
     if mask is None or mask.dim() == 2:
         causal = torch.ones(1, 1, n_q, n_k, dtype=torch.bool, device=query.device).tril(n_k - n_q)
+        if window:
+            causal = causal.triu(n_k - n_q - window + 1)
         mask = causal if mask is None else causal & mask[:, None, None, -n_k:].bool()
     if mask.dtype != torch.bool:
         return mask[..., :n_k]

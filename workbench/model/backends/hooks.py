@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+import torch
 from torch import Tensor, nn
 
 from workbench.errors import SiteUnavailable, WorkbenchError, nearest
@@ -71,12 +73,14 @@ class Transformers:
     @contextmanager
     def attach(self, taps: Sequence[Tap]) -> Iterator[None]:
         """Hooks for the taps, gone again on leaving."""
+        handles: list[Any] = []
         with ExitStack() as stack:
+            stack.callback(_remove, handles)
             attention: dict[int, dict[str, Any]] = {}
             # a resid_mid write reaches the block's output, so its hook must run before resid_post's
             for tap in sorted(taps, key=_is_resid_post) if len(taps) > 1 else taps:
                 if tap.site.part == "logits":
-                    stack.callback(self._hook_logits(tap).remove)
+                    handles.append(self._hook_logits(tap))
                     continue
                 module, point = self.place(tap.site)
                 if point.via == "attention":
@@ -84,21 +88,18 @@ class Transformers:
                 elif point.via == "experts":
                     stack.enter_context(expert_tap.tapped(module, tap.fn, lambda: self._shape))
                 else:
-                    self._hook(stack, module, point, tap)
+                    handles += self._hook(module, point, tap)
             for layer, fns in attention.items():
                 module = self.blocks[layer].get_submodule(self.layout.attention)
                 stack.enter_context(attention_tap.tapped(module, fns))
             yield
 
-    def _hook(self, stack: ExitStack, module: nn.Module, point: Point, tap: Tap) -> None:
+    def _hook(self, module: nn.Module, point: Point, tap: Tap) -> tuple[Any, ...]:
         if point.via == "router":
-            handle = expert_tap.hook_router(module, tap.fn, lambda: self._shape)
-            stack.callback(handle.remove)
-        elif point.via == "resid_mid" and tap.writes:
-            for handle in self._hook_resid_mid(module, self.blocks[tap.site.layer or 0], tap):
-                stack.callback(handle.remove)
-        else:
-            stack.callback(self._hook_plain(module, point, tap).remove)
+            return (expert_tap.hook_router(module, tap.fn, lambda: self._shape),)
+        if point.via == "resid_mid" and tap.writes:
+            return self._hook_resid_mid(module, self.blocks[tap.site.layer or 0], tap)
+        return (self._hook_plain(module, point, tap),)
 
     def _hook_plain(self, module: nn.Module, point: Point, tap: Tap) -> Any:
         fn, view, dims = tap.fn, point.view, self.dims
@@ -106,7 +107,10 @@ class Transformers:
         def change(raw: Tensor) -> Tensor | None:
             h = view.read(raw, dims)
             new = fn(h)
-            return None if new is h else view.write(raw, new, dims)
+            # with a graph the forward goes on from what was recorded, so that gradients reach it
+            if new is h and (h is raw or not torch.is_grad_enabled()):
+                return None
+            return view.write(raw, new, dims)
 
         if point.side == "in":
             return _pre_hook(module, change)
@@ -152,7 +156,9 @@ class Transformers:
             return self._any_module(site)
         root = self.hf if site.layer is None else self.blocks[site.layer]
         point = (self.layout.outside if site.layer is None else self.layout.inside).get(site.part)
-        reason = "" if site in self._existing else self._lacking(site, point, root)
+        if point is not None and site in self._existing:
+            return _below(root, point.module), point
+        reason = self._lacking(site, point, root)
         if reason or point is None:
             raise SiteUnavailable(
                 f"site {site}",
@@ -162,7 +168,7 @@ class Transformers:
                 do="no backend can offer it on this model",
             )
         self._existing.add(site)
-        return root.get_submodule(point.module), point
+        return _below(root, point.module), point
 
     def _lacking(self, site: Site, point: Point | None, root: nn.Module) -> str:
         """Why the site does not exist here, or ''."""
@@ -213,3 +219,17 @@ def _pre_hook(module: nn.Module, change: Any) -> Any:
 
 def _is_resid_post(tap: Tap) -> bool:
     return tap.site.part == "resid_post"
+
+
+def _below(root: nn.Module, path: str) -> nn.Module:
+    """`root.get_submodule(path)`, in a third of its time: some recordings ask a hundred times a run."""
+    for name in path.split(".") if path else ():
+        child = root._modules[name]
+        assert child is not None
+        root = child
+    return root
+
+
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()

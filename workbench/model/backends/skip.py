@@ -12,7 +12,7 @@ Blocks themselves are untouched by both: their hooks do not fire twice and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.model.backends.hooks import Transformers
+
+Fn = Callable[[Tensor], Tensor]
 
 
 class StandIn(nn.Module):
@@ -55,7 +57,10 @@ def skipped(blocks: nn.Module, count: int, output: Tensor | None) -> Iterator[No
 
 
 class Upper:
-    """The blocks above a kept output, and the head, called directly; see the module's docstring."""
+    """The blocks above a kept output, and the head, called directly; see the module's docstring.
+
+    `entered` is what entered the first block in the forward that was listened to.
+    """
 
     def __init__(self, backend: Transformers):
         self.backend = backend
@@ -63,7 +68,8 @@ class Upper:
         self._result: type | None = None
         # the base model holds blocks and norm; its name is the first of both paths
         self._base = backend.layout.blocks.partition(".")[0]
-        self.exact: bool | None = None
+        self._exact: bool | None = None
+        self.entered: Tensor | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -80,39 +86,70 @@ class Upper:
             for handle in handles:
                 handle.remove()
 
-    @torch.no_grad()
-    def run(self, ids: Tensor, h: Tensor, count: int, keep: int) -> Tensor:
-        """Logits from `h`, the output of block `count - 1`; `keep` as in `Backend.forward`."""
-        for layer in range(count, len(self.backend.blocks)):
+    def run(
+        self,
+        ids: Tensor,
+        h: Tensor,
+        count: int,
+        keep: int,
+        before: Mapping[int, Fn] | None = None,
+        after: Mapping[int, Fn] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits from `h`, what enters block `count` before edits between the blocks.
+
+        Args:
+            ids: the batch, as in the forward that was listened to.
+            keep: as in `Backend.forward`.
+            before, after: what to do to the stream before or after a block: such taps need no hook.
+
+        Returns:
+            The logits, and what each block gave before `after`.
+        """
+        before, after, outputs = before or {}, after or {}, []
+        self.backend.entering(ids)
+        h = after[count - 1](h) if count - 1 in after else h
+        for layer, block in enumerate(self.backend.blocks):
+            if layer < count:
+                continue
             args, options = self._calls[layer]
-            h = self.backend.blocks[layer](h, *args, **options)
-        hf = self.backend.hf
+            h = block(before[layer](h) if layer in before else h, *args, **options)
+            outputs.append(h)
+            h = after[layer](h) if layer in after else h
+        return self._head(ids, h, keep), outputs
+
+    def _head(self, ids: Tensor, h: Tensor, keep: int) -> Tensor:
+        hf, result = self.backend.hf, self._result
         norm = hf.get_submodule(self.backend.layout.outside["final_norm"].module)
         base = hf._modules[self._base]
-        assert self._result is not None and base is not None
-        hf._modules[self._base] = StandIn(base, self._result(last_hidden_state=norm(h)))
+        assert result is not None and base is not None
+        hf._modules[self._base] = StandIn(base, result(last_hidden_state=norm(h)))
         try:
             return hf(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         finally:
             hf._modules[self._base] = base
 
-    def tried(self, ids: Tensor, below: Tensor, forward: Any) -> bool:
-        """Whether the last block and the head give the bits of the model's own `forward`."""
-        if self.exact is None:
+    def exact(self, ids: Tensor, h: Tensor, forward: Callable[[], Tensor]) -> bool:
+        """Whether the last block and the head give the bits of the model's own `forward`.
+
+        `h` is what the last block but one gave for `ids`. Tried once; no taps may be attached.
+        """
+        if self._exact is None:
             count = len(self.backend.blocks) - 1
-            with skipped(self.backend.blocks, count, below):
+            with skipped(self.backend.blocks, count, h):
                 logits = forward()
             try:
-                self.exact = torch.equal(logits, self.run(ids, below, count, 1))
+                self._exact = torch.equal(logits, self.run(ids, h, count, 1)[0])
             except (TypeError, AttributeError, KeyError, RuntimeError):
-                self.exact = False
-        return self.exact
+                self._exact = False
+        return bool(self._exact)
 
     def _remember(self, layer: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
             # the residual stream comes first or by name; a block takes it first either way
             rest = {k: v for k, v in options.items() if k != "hidden_states"}
             self._calls[layer] = args[1:], rest
+            if layer == 0:
+                self.entered = args[0] if args else options["hidden_states"]
 
         return hook
 
