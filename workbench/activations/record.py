@@ -14,6 +14,7 @@ from workbench import sites as site_names
 from workbench.activations import store
 from workbench.activations.pool import POOLS, pool
 from workbench.errors import SiteUnavailable, unknown
+from workbench.model.tokens import as_prompts, batch
 from workbench.records import Prompt
 from workbench.shapes import Rows
 from workbench.sites import Site
@@ -114,15 +115,26 @@ def _row_sites(texts: str | Site | Iterable[str | Site], n_layers: int) -> list[
 
 def _measure(model: Any, prompts: Any) -> tuple[list[int], list[Prompt]]:
     """Length of every prompt in tokens; refuses what the model cannot read before anything runs."""
-    tokens = model.tokens(prompts)
-    return tokens.lengths, list(tokens.prompts)
+    many = as_prompts(prompts)
+    # one by one and on the CPU: all prompts as one padded batch may not fit a device
+    read = {
+        "n_context": model.dims.n_context,
+        "n_vocab": model.dims.n_vocab,
+        "device": torch.device("cpu"),
+    }
+    return [batch(model.tokenizer, prompt, **read).lengths[0] for prompt in many], many
+
+
+def _unembedded(sites: list[str]) -> str:
+    """Which positions are unembedded: all where logits are recorded, else none."""
+    return "all" if "logits" in sites else "none"
 
 
 def _plan(
     model: Any, prompts: list[Prompt], lengths: list[int], sites: list[str], pool: str
 ) -> Plan:
     shortest = prompts[lengths.index(min(lengths))]
-    trace = model.run([shortest], record=sites, logits="none")
+    trace = model.run([shortest], record=sites, logits=_unembedded(sites))
     row = sum(v[0, 0].numel() * v.element_size() for v in trace.values.values())
     return Plan(sum(lengths) if pool == "all" else len(prompts), row, tuple(sites))
 
@@ -135,15 +147,15 @@ def _record_part(
     rows: list[Prompt] = []
     positions: list[int] = []
     for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        trace = model.run(batch, record=sites, logits="none")
+        some = prompts[start : start + batch_size]
+        trace = model.run(some, record=sites, logits=_unembedded(sites))
         for site in sites:
             pooled = pool(trace.values[site], trace.tokens.mask, how)
             # a copy: a view would keep the whole batch's activations alive
             parts[site].append(pooled.values.detach().cpu().clone())
-        rows += [batch[i] for i in pooled.prompts]
+        rows += [some[i] for i in pooled.prompts]
         positions += pooled.positions
-        bar.update(len(batch))
+        bar.update(len(some))
     values = {site: torch.cat(found) for site, found in parts.items()}
     return Activations(values, tuple(rows), tuple(positions), how, model.fingerprint)
 

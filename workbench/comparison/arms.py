@@ -26,7 +26,9 @@ def complete(arms: list[Arm], control: bool, seed: int) -> tuple[list[Arm], str,
         if twin:
             everyone.append(twin)
         elif control and arm.edits:
-            notes.append(f"no random control for {arm.name}: its edits have no direction")
+            notes.append(
+                f"no random control for {arm.name}: its edits have no direction, or none but their own"
+            )
     names = [arm.name for arm in everyone]
     if len(set(names)) < len(names):
         raise WorkbenchError(
@@ -40,17 +42,30 @@ def complete(arms: list[Arm], control: bool, seed: int) -> tuple[list[Arm], str,
 
 
 def refuse_mixed_units(arms: list[Arm]) -> None:
-    """WorkbenchError where edits count strength in several units and are not all calibrated."""
+    """WorkbenchError where edits count strength in several units and are not all calibrated to one
+    target.
+    """
     edits = [e for arm in arms for e in arm.edits if "control_of" not in e.params and not e.is_zero]
     units = {e.unit for e in edits}
     loose = [e.label for e in edits if not calibrated(e)]
-    if len(units) > 1 and loose:
+    if len(units) < 2:
+        return
+    if loose:
         raise WorkbenchError(
             "compare",
             "edits count their strength in different units, so their effects do not compare",
             expected="one unit, or every edit calibrated",
-            got=f"{sorted(units)}; not calibrated at their present strength: {loose}",
+            got=f"{sorted(units)}; not calibrated at their present strength, scope, sites: {loose}",
             do="calibrate each: wb.calibrate(edit, model, prompts, target_kl_nats=...)",
+        )
+    targets = {e.params["calibration"]["target_kl_nats"] for e in edits}
+    if len(targets) > 1:
+        raise WorkbenchError(
+            "compare",
+            "edits in different units are calibrated to different targets",
+            expected="one target",
+            got=f"{sorted(targets)} nats",
+            do="calibrate all to one target_kl_nats, or compare one target at a time",
         )
 
 
@@ -68,9 +83,10 @@ def refuse_other_words(arms: list[Arm], model: Any) -> None:
 
 
 def calibrated(edit: Intervention) -> bool:
-    """Whether the edit was calibrated and still has the strength that came out."""
-    record = edit.params.get("calibration")
-    return bool(record) and record["strength"] == edit.strength
+    """Whether the edit was calibrated and still has the strength, the scope and the sites of it."""
+    record = edit.params.get("calibration") or {}
+    present = {"strength": edit.strength, "scope": str(edit.scope), "sites": list(edit.sites)}
+    return all(record.get(key) == value for key, value in present.items())
 
 
 def prefixed(prompt: Prompt, prefix: str) -> Prompt:

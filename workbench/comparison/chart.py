@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from workbench.comparison.layout import interval
+
 # Okabe-Ito, which colour-blind readers tell apart, without its black and yellow: pages are light
 # or dark.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
@@ -58,9 +60,12 @@ def _panel(plot: Any, rows: Any, column: int) -> None:
                 "color": _INK,
                 "thickness": 1.5,
             },
-            customdata=rows[["low", "high", "n"]].to_numpy().tolist(),
-            hovertemplate="%{y}<br>%{x:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}]"
-            "<br>%{customdata[2]} prompts<extra></extra>",
+            customdata=[
+                [interval(low, high, n), n]
+                for low, high, n in zip(rows["low"], rows["high"], rows["n"], strict=True)
+            ],
+            hovertemplate="%{y}<br>%{x:.4g} %{customdata[0]}"
+            "<br>%{customdata[1]} prompts<extra></extra>",
         ),
         row=1,
         col=column,

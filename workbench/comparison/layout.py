@@ -8,7 +8,8 @@ from typing import Any
 
 _NOTE = (
     "Mean [95 % interval] over prompts; below it the paired difference to {base}. "
-    "* : its interval leaves out 0 and Holm-corrected p < 0.05."
+    "* : its interval leaves out 0, Holm-corrected p < 0.05, and it is no smaller than the standard "
+    "deviation of {base} over seeds, where there are several."
 )
 # Colours come from JupyterLab's variables, or are inherited: readable in light and dark alike.
 _STYLE = """<style>
@@ -68,13 +69,21 @@ def _lines(cells: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def _cell(row: Any) -> dict[str, Any]:
-    mean, ci = f"{row['mean']:.3g}", f"[{row['low']:.3g}, {row['high']:.3g}]"
+    mean, ci = f"{row['mean']:.3g}", interval(row["low"], row["high"], row["n"])
     if row["arm"] == row["against"] or row["difference"] != row["difference"]:
         return {"text": f"{mean} {ci}", "mean": mean, "ci": ci, "diff": "", "differs": False}
-    diff = f"{row['difference']:+.3g} [{row['difference_low']:+.3g}, {row['difference_high']:+.3g}]"
+    low, high = row["difference_low"], row["difference_high"]
+    diff = f"{row['difference']:+.3g} {interval(low, high, row['n'], '+')}"
     star = "*" if row["differs"] else ""
     shown = {"text": f"{mean} {ci}", "mean": mean, "ci": ci, "diff": diff + star}
     return shown | {"differs": bool(row["differs"])}
+
+
+def interval(low: float, high: float, n: int, sign: str = "") -> str:
+    """`[low, high]`, or in words that there is none."""
+    if low != low:
+        return "(one prompt: no interval)" if n == 1 else "(no interval)"
+    return f"[{low:{sign}.3g}, {high:{sign}.3g}]"
 
 
 def _html_cell(cell: dict[str, Any]) -> str:
@@ -88,7 +97,8 @@ def _html_cell(cell: dict[str, Any]) -> str:
 def _origin(known: Mapping[str, Any]) -> str:
     model = (known.get("model") or {}).get("name", "unknown model")
     said = [str(model)]
-    said += [f"{known['n_prompts']} prompts"] if known.get("n_prompts") else []
+    n = known.get("n_prompts")
+    said += [f"{n} prompt{'s' * (n != 1)}"] if n else []
     said += [f"seeds {', '.join(map(str, known['seeds']))}"] if known.get("seeds") else []
     said += [str(known["decoder"])] if known.get("decoder") else []
     said += [str(known["date"])] if known.get("date") else []

@@ -56,14 +56,29 @@ def compare(
 
     Raises:
         UnknownName: no such metric.
-        WorkbenchError: two arms of one name, no prompts, strengths in several units that are not
-            calibrated, or a prompt that a metric cannot judge.
+        WorkbenchError: two arms of one name, no prompts, no seeds, strengths in several units that
+            are not calibrated, or a prompt that a metric cannot judge.
+        EditError: an edit with one strength per row.
     """
     everyone, base, notes = complete(list(arms), control, control_seed)
-    refuse_mixed_units(everyone)
-    refuse_other_words(everyone, model)
     options = {"max_new_tokens": max_new_tokens, "stop": stop, "batch_size": batch_size}
     job = _Job(model, as_prompts(prompts), _metrics(metrics), decoder, options)
+    # all that can be refused is refused here: arms may run for hours
+    job.refuse(seeds)
+    refuse_other_words(everyone, model)
+    made = provenance(
+        everyone, model, job.prompts, seeds, decoder, base=base, notes=notes, **options
+    )
+    refuse_mixed_units(everyone)
+    rows, kept = _run(job, everyone, seeds, progress)
+    columns = dict(zip(COMPARED, zip(*rows, strict=True), strict=True))
+    units = {name: metric.unit for name, metric in job.metrics.items()}
+    return Table(columns, units, made, tuple(kept))
+
+
+def _run(
+    job: _Job, everyone: list[Arm], seeds: Sequence[int], progress: bool
+) -> tuple[list[Row], list[Generation]]:
     rows: list[Row] = []
     kept: list[Generation] = []
     total = len(everyone) * len(seeds) * len(job.prompts)
@@ -76,12 +91,7 @@ def compare(
                     rows += row
                     bar.update()
                 kept += texts
-    columns = dict(zip(COMPARED, zip(*rows, strict=True), strict=True))
-    made = provenance(
-        everyone, model, job.prompts, seeds, decoder, base=base, notes=notes, **options
-    )
-    units = {name: metric.unit for name, metric in job.metrics.items()}
-    return Table(columns, units, made, tuple(kept))
+    return rows, kept
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,16 @@ class _Job:
     metrics: dict[str, Metric]
     decoder: Any
     options: dict[str, Any]
+
+    def refuse(self, seeds: Sequence[int]) -> None:
+        """WorkbenchError where there are no seeds, or a metric cannot judge a prompt."""
+        if not len(seeds):
+            raise WorkbenchError(
+                "compare", "has no seeds", expected="at least one", got="0", do="pass seeds=[0]"
+            )
+        for metric in self.metrics.values():
+            for prompt in self.prompts:
+                metric.accept(prompt)
 
     def generate(self, arm: Arm, seed: int) -> list[Generation]:
         """The arm's continuations, each with its prompt as given, without the arm's prefix."""

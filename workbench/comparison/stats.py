@@ -29,9 +29,12 @@ class Interval:
 def mean_interval(
     values: Sequence[float] | np.ndarray, proportion: bool = False, seed: int = 0
 ) -> Interval:
-    """Mean of per-prompt values, bootstrap interval; Wilson's for a `proportion` of 0s and 1s."""
+    """Mean of per-prompt values, bootstrap interval; Wilson's for a `proportion` of 0s and 1s.
+
+    Fewer than two values have no interval: it is NaN.
+    """
     values = _finite(values)
-    if proportion and len(values) and bool(np.isin(values, (0.0, 1.0)).all()):
+    if proportion and len(values) > 1 and bool(np.isin(values, (0.0, 1.0)).all()):
         return wilson(int(values.sum()), len(values))
     low, high = _bootstrap(values, seed)
     return Interval(_mean(values), low, high, len(values))
@@ -52,7 +55,7 @@ def paired_difference(
     """
     differences = _finite(np.asarray(arm, float) - np.asarray(base, float))
     low, high = _bootstrap(differences, seed)
-    if proportion and len(differences) and np.ptp(differences) == 0:
+    if proportion and len(differences) > 1 and np.ptp(differences) == 0:
         low, high = _unanimous(float(differences[0]), len(differences))
     return Interval(_mean(differences), low, high, len(differences), _sign_flip(differences, seed))
 

@@ -18,11 +18,16 @@ def summarise(frame: Any, base: str) -> Any:
             index="prompt", columns="arm", values="value", aggfunc="mean", dropna=False
         )
         unit = of_metric["unit"].iloc[0]
-        rows += [_row(wide, arm, base, metric, unit) for arm in dict.fromkeys(of_metric["arm"])]
+        of_base = of_metric[of_metric["arm"] == base]
+        spread = {"seed_sd": float(of_base.groupby("seed")["value"].mean().std())}
+        arms = dict.fromkeys(of_metric["arm"])
+        rows += [_row(wide, arm, base, metric, unit) | spread for arm in arms]
     out = pd.DataFrame(rows)
     out["p_holm"] = holm(out["p"].tolist())
     excludes_0 = (out["difference_low"] > 0) | (out["difference_high"] < 0)
-    out["differs"] = excludes_0 & (out["p_holm"] < 0.05)
+    # NaN, where there is one seed, is below nothing
+    within_seeds = out["difference"].abs() < out["seed_sd"]
+    out["differs"] = excludes_0 & (out["p_holm"] < 0.05) & ~within_seeds
     return out
 
 

@@ -63,7 +63,8 @@ class Table:
 
         Differences are paired by prompt; their interval is a bootstrap over prompts, their p-value
         a sign-flip test, Holm-corrected over the whole summary. `differs` holds where the interval
-        leaves out 0 and the corrected p-value is below 0.05.
+        leaves out 0, the corrected p-value is below 0.05, and the difference is no smaller than
+        `seed_sd`, the standard deviation over seeds of the other arm's mean (NaN for one seed).
 
         Args:
             against: the arm to compare with; the baseline by default.
@@ -102,6 +103,8 @@ class Table:
         metrics = list(dict.fromkeys(self.columns.get("metric", ())))
         n = len(set(self.columns.get("prompt", ())))
         caption = f"Mean and 95 % interval over {n} prompts; one point per arm."
+        if n == 1:
+            caption = "One prompt: no interval over prompts; one point per arm."
         return Figure(self, {"kind": "means", "metrics": metrics}, caption)
 
     def read(self, arm: str | None = None, prompt: int | None = None) -> list[Generation]:

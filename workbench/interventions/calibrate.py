@@ -7,7 +7,8 @@ beside it.
 Source: wassname, steering-lite (2026), https://github.com/wassname/steering-lite.
 Differs from the source: it calibrates the 95th percentile; a mean has less noise at few prompts.
     The search here brackets first, so that a method whose divergence falls again with strength (an
-    ablation past 1, a rotation past 180 degrees) is refused instead of mis-set.
+    ablation past 1, a rotation past 180 degrees) is refused instead of mis-set, and a strength where
+    the divergence has stopped growing is not taken: any larger one would do as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,11 @@ from workbench.interventions.rollout import continuation_logprobs
 from workbench.linalg import kl_divergence
 from workbench.records import Prompt
 from workbench.tensors import Intervention
+
+_GROWTH = 0.9
+"""Half a strength must give less than this part of the divergence; a quarter is usual."""
+_WAKES = 8
+_SMALLEST = 1e-30
 
 
 def kl_nats(
@@ -68,21 +75,21 @@ def calibrate(
         target_kl_nats: nats per generated position, averaged over positions, then over prompts.
         n_tokens: length of the greedy rollout.
         tolerance: relative; 0.05 accepts 0.95 to 1.05 nats for a target of 1.
-        max_strength: never go past it; None takes the method's own (1 for ablations), else no
-            limit.
+        max_strength: never go past it, a positive number; None takes the method's own (1 for
+            ablations), else no limit.
         max_runs: rollouts to spend before giving up.
 
     Returns:
-        The edit with `params["calibration"]`: the target, the mean and p95 reached, the strength
-        they hold for, and the number of tokens and prompts.
+        The edit with `params["calibration"]`: the target, the mean and p95 reached, the strength,
+        scope and sites they hold for, and the number of tokens and prompts.
 
     Raises:
-        EditError: the target is not a positive number, or the edit cannot reach it; the message
-            gives the divergences that it does reach.
-        EditDidNothing: the edit does nothing at its present strength.
+        EditError: the target or the limit is not a positive number, or the edit cannot reach the
+            target; the message gives the divergences that it does reach.
+        EditDidNothing: the edit does nothing at its present strength, nor far above it.
     """
     start = _checked(edit, target_kl_nats)
-    limit = max_strength or edit.params.get("max_strength") or math.inf
+    limit = _limit(edit, max_strength)
     with tqdm(desc=f"calibrate {edit.label}", unit="run", disable=not progress) as bar:
 
         def measure(strength: float) -> tuple[float, float]:
@@ -99,6 +106,8 @@ def calibrate(
         "mean_kl_nats": mean,
         "p95_kl_nats": p95,
         "strength": strength,
+        "scope": str(edit.scope),
+        "sites": list(edit.sites),
         "n_tokens": n_tokens,
         "n_prompts": 1 if isinstance(prompts, str | Prompt) else len(prompts),
     }
@@ -124,6 +133,21 @@ def _checked(edit: Intervention, target: float) -> float:
             do="choose a start with edit.at(strength)",
         )
     return float(edit.strength) or 1.0
+
+
+def _limit(edit: Intervention, max_strength: float | None) -> float:
+    limit = edit.params.get("max_strength") if max_strength is None else max_strength
+    if limit is None:
+        return math.inf
+    if not limit > 0:
+        raise EditError(
+            "calibrate(max_strength=...)",
+            "leaves no strength to choose from",
+            expected="a positive number, or None",
+            got=limit,
+            do="the sign of the edit's own strength is kept, so give the size only",
+        )
+    return float(limit)
 
 
 def _mean_and_p95(
@@ -157,14 +181,14 @@ class _Search:
     max_runs: int
     label: str
     seen: dict[float, tuple[float, float]] = field(default_factory=dict)
+    nothing: EditDidNothing | None = None
 
     def run(self, start: float) -> float:
         """The signed strength found."""
-        start = math.copysign(min(abs(start), self.limit), start)
-        kl = self.kl(start)
-        if self.hit(kl):
+        start = self._wake(math.copysign(min(abs(start), self.limit), start))
+        if self.found(start):
             return start
-        below, above = self._fall(start) if kl > self.target else self._rise(start)
+        below, above = self._fall(start) if self.reached(start) else self._rise(start)
         return self._close_in(below, above)
 
     def kl(self, strength: float) -> float:
@@ -172,32 +196,59 @@ class _Search:
         if strength not in self.seen:
             if len(self.seen) >= self.max_runs:
                 raise self._unreachable(f"not found in {self.max_runs} runs")
-            self.seen[strength] = self.measure(strength)
+            try:
+                self.seen[strength] = self.measure(strength)
+            except EditDidNothing as nothing:
+                # too small a change for the dtype; whether it is so at any strength is seen later
+                self.nothing, self.seen[strength] = nothing, (0.0, 0.0)
         return self.seen[strength][0]
 
-    def hit(self, kl: float) -> bool:
-        """Whether a divergence is the target, within tolerance."""
-        return abs(kl - self.target) <= self.tolerance * self.target
+    def hit(self, strength: float) -> bool:
+        """Whether the divergence is the target, within tolerance."""
+        return abs(self.kl(strength) - self.target) <= self.tolerance * self.target
+
+    def found(self, strength: float) -> bool:
+        """A hit where the divergence still grows: on a plateau every strength would be one."""
+        return self.hit(strength) and self._grows(strength / 2, strength)
+
+    def reached(self, strength: float) -> bool:
+        """Whether the divergence is the target, within tolerance, or more."""
+        return self.kl(strength) >= self.target * (1 - self.tolerance)
+
+    def _grows(self, small: float, large: float) -> bool:
+        return self.kl(small) < _GROWTH * self.kl(large)
+
+    def _wake(self, start: float) -> float:
+        """The start, or a strength above it whose divergence is no longer lost in rounding."""
+        for _ in range(_WAKES):
+            if self.kl(start) >= self.target * 1e-4 or abs(start) >= self.limit:
+                break
+            start = math.copysign(min(abs(start) * 16, self.limit), start)
+        if self.kl(start) == 0 and self.nothing:
+            raise self.nothing
+        return start
 
     def _rise(self, start: float) -> tuple[float, float]:
-        """Grow the strength until the divergence passes the target."""
+        """Grow the strength until the divergence reaches the target."""
         below, falls, highest = start, 0, self.kl(start)
         while abs(below) < self.limit and falls < 4:
-            step = min(max(math.sqrt(self.target / max(self.kl(below), 1e-12)), 1.3), 8.0)
-            above = math.copysign(min(abs(below) * step, self.limit), start)
-            kl = self.kl(above)
-            if kl >= self.target:
+            above = math.copysign(min(abs(below) * self._step(below, 1.3, 8.0), self.limit), start)
+            if self.reached(above):
                 return below, above
-            falls = falls + 1 if kl <= highest * 1.03 else 0
-            highest, below = max(highest, kl), above
+            falls = falls + 1 if self.kl(above) <= highest * 1.03 else 0
+            highest, below = max(highest, self.kl(above)), above
         return self._below_a_peak(start)
+
+    def _step(self, strength: float, least: float, most: float) -> float:
+        """The factor that would reach the target, were the divergence the strength squared."""
+        return min(max(math.sqrt(self.target / max(self.kl(strength), 1e-12)), least), most)
 
     def _below_a_peak(self, start: float) -> tuple[float, float]:
         """The divergence stopped growing: look at smaller strengths, then give up."""
         above = None
         for halvings in range(1, 7):
             strength = start / 2**halvings
-            if self.kl(strength) >= self.target:
+            if self.reached(strength):
                 above = strength
             elif above is not None:
                 return strength, above
@@ -210,37 +261,38 @@ class _Search:
 
     def _fall(self, start: float) -> tuple[float, float]:
         """Shrink the strength until the divergence is under the target."""
-        above = start
-        while abs(above) > abs(start) * 1e-9:
-            kl = self.kl(above)
-            step = 0.1 if math.isinf(kl) else min(max(math.sqrt(self.target / kl), 0.1), 0.8)
+        above, step = start, self._step(start, 0.1, 0.5)
+        while abs(above) > _SMALLEST:
             below = above * step
-            if self.kl(below) < self.target:
+            if not self.reached(below):
                 return below, above
+            # a plateau may be many decades wide, so steps grow as long as nothing falls
+            falls = self._grows(below, above)
+            step = self._step(below, 0.1, 0.5) if falls else max(step**2, 1e-4)
             above = below
         raise self._unreachable("its divergence does not go to 0 with its strength")
 
     def _close_in(self, below: float, above: float) -> float:
         """Secant on log-log axes, kept inside the bracket so that it always shrinks."""
-        while True:
+        for turn in count():
             for end in (below, above):
-                if self.hit(self.kl(end)):
+                if self.found(end):
                     return end
             if abs(above / below - 1) < 1e-5:
-                jump = (
-                    f"jumps from {self.kl(below):.3g} to {self.kl(above):.3g} nats at {above:.4g}"
-                )
-                raise self._unreachable(f"its divergence {jump}")
-            middle = below * (above / below) ** self._fraction(below, above)
-            if self.kl(middle) < self.target:
-                below = middle
-            else:
+                break
+            middle = below * (above / below) ** self._fraction(below, above, turn)
+            if self.reached(middle):
                 above = middle
+            else:
+                below = middle
+        jump = f"jumps from {self.kl(below):.3g} to {self.kl(above):.3g} nats at {above:.4g}"
+        flat = f"hardly grows at {above:.4g}: {self.kl(above / 2):.3g} nats at half of it"
+        raise self._unreachable(f"its divergence {flat if self.hit(above) else jump}")
 
-    def _fraction(self, below: float, above: float) -> float:
+    def _fraction(self, below: float, above: float, turn: int) -> float:
         low, high = self.kl(below), self.kl(above)
         # every other step halves: rollouts change in jumps, and a secant creeps along a jump
-        if low <= 0 or math.isinf(high) or len(self.seen) % 2:
+        if low <= 0 or math.isinf(high) or self.hit(above) or turn % 2:
             return 0.5
         return min(max(math.log(self.target / low) / math.log(high / low), 0.1), 0.9)
 

@@ -25,7 +25,8 @@ PER_UNIT = ("scale", "bias", "factor")
 
 
 def random_control(edit: Intervention, seed: int = 0) -> Intervention | None:
-    """`edit` with its directions drawn at random; None where it has no direction to draw.
+    """`edit` with its directions drawn at random; None where no draw can differ from it: it has no
+    direction, a site one coordinate wide, or the same number everywhere (a zero ablation).
 
     The seed is in `params["control_seed"]`; every site draws its own direction. A calibration does
     not carry over: the same norm is seldom the same divergence, and that difference is a finding.
@@ -45,8 +46,9 @@ def random_control(edit: Intervention, seed: int = 0) -> Intervention | None:
 
 
 def _turned(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor] | None:
-    vectors = {k: t for k, t in tensors.items() if k in WRITES and t.dim() in (1, 2)}
-    units = {k: t for k, t in tensors.items() if k in PER_UNIT and t.dim() == 1 and len(t) > 1}
+    wide = {k: t for k, t in tensors.items() if t.dim() and t.shape[-1] > 1}
+    vectors = {k: t for k, t in wide.items() if k in WRITES and t.dim() in (1, 2)}
+    units = {k: t for k, t in wide.items() if k in PER_UNIT and t.dim() == 1}
     out = dict(tensors)
     if vectors:
         stacked = torch.cat([t.reshape(-1, t.shape[-1]) for t in vectors.values()])
@@ -54,6 +56,14 @@ def _turned(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor] | Non
         pieces = turned.split([t.numel() // t.shape[-1] for t in vectors.values()])
         out |= {k: p.reshape(t.shape) for (k, t), p in zip(vectors.items(), pieces, strict=True)}
     for name, tensor in units.items():
-        order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(seed))
-        out[name] = tensor[order]
-    return out if vectors or units else None
+        out[name] = _shuffled(tensor, seed)
+    return None if all(torch.equal(t, out[k]) for k, t in tensors.items()) else out
+
+
+def _shuffled(tensor: Tensor, seed: int) -> Tensor:
+    """`tensor` in an order that differs; itself where all its numbers are one."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = tensor
+    while torch.equal(shuffled, tensor) and bool((tensor != tensor[0]).any()):
+        shuffled = tensor[torch.randperm(len(tensor), generator=generator)]
+    return shuffled

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from workbench.comparison.metrics.base import Evidence, Metric
 from workbench.errors import WorkbenchError
-from workbench.records import Generation
+from workbench.records import Generation, Prompt
 from workbench.registry import Citation, register
 
 
@@ -36,18 +36,23 @@ class Accuracy(Metric):
     better = "higher"
     needs = ("check",)
 
-    def measure(self, generation: Generation, evidence: Evidence) -> float:
-        """1.0 where right, else 0.0.
+    def accept(self, prompt: Prompt) -> None:
+        """Refuse a prompt that names no task.
 
         Raises:
             WorkbenchError: the prompt names no task, so nothing can judge its answer.
         """
-        if generation.prompt.task is None or evidence.check is None:
+        if prompt.task is None:
             raise WorkbenchError(
                 "metric 'accuracy'",
                 "the prompt has no task whose checker could judge it",
                 expected="prompts made by workbench.tasks.make, or with a task",
-                got=f"prompt {str(generation.prompt.text or generation.prompt.messages)[:40]!r}",
+                got=f"prompt {str(prompt.text or prompt.messages)[:40]!r}",
                 do="use prompts.with_task(name), or leave accuracy out of the metrics",
             )
+
+    def measure(self, generation: Generation, evidence: Evidence) -> float:
+        """1.0 where right, else 0.0."""
+        self.accept(generation.prompt)
+        assert evidence.check is not None
         return float(evidence.check(generation.prompt, generation.text))

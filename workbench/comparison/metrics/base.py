@@ -37,6 +37,9 @@ class Metric(ABC):
     better: ClassVar[Literal["higher", "lower"] | None] = None
     needs: ClassVar[tuple[Need, ...]] = ()
 
+    def accept(self, prompt: Prompt) -> None:
+        """Raise where nothing could be measured on the prompt; asked before anything is generated."""
+
     @abstractmethod
     def measure(self, generation: Generation, evidence: Evidence) -> float:
         """The number for one continuation."""

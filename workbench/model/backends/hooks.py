@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch
 from torch import Tensor, nn
 
 from workbench.errors import SiteUnavailable, WorkbenchError, nearest
