@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from workbench.reporting.clean import clean
 from workbench.reporting.prose import markdown, tex_output
 
 PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def output(node: NotebookNode, folder: Path) -> str:
@@ -27,10 +29,17 @@ def output(node: NotebookNode, folder: Path) -> str:
         return f'<pre class="{node.name}">{ansi2html(_screen(node.text))}</pre>'
     if node.output_type == "error":
         return f'<pre class="stderr">{ansi2html(chr(10).join(node.traceback))}</pre>'
+    if _is_progress_bar(node.data):
+        return ""
     for mime, draw in DRAWINGS.items():
         if mime in node.data:
             return draw(node.data[mime], folder)
     return ""
+
+
+def _is_progress_bar(data: Mapping[str, Any]) -> bool:
+    """Whether it is tqdm's widget, whose text stays at the 0 % it began with."""
+    return WIDGET in data and re.search(r"\d+%\||\[\d\d:\d\d", data.get("text/plain", "")) is not None
 
 
 def _screen(text: str) -> str:
