@@ -129,8 +129,9 @@ def test_a_plateau_under_the_target_is_refused_from_any_start(start: float) -> N
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_divergence_that_hardly_grows_is_refused_in_words(start: float) -> None:
-    with pytest.raises(EditError, match="hardly grows at .* nats at half of it"):
-        search(lambda s: abs(s) ** 0.1 if s else 0, tolerance=0.05).run(start)
+    said = "hardly grows at .* nats at half of it" if start == 1 else "out of reach"
+    with pytest.raises(EditError, match=said):
+        search(lambda s: abs(s) ** 0.1, tolerance=0.05).run(start)
 
 
 def nothing_below(smallest: float):
@@ -237,7 +238,7 @@ def test_a_tiny_start_in_bf16_rises() -> None:
 
     model = wb.load(tiny.module("llama").to(torch.bfloat16), tiny.tokenizer())
     edit = calibrate(
-        vector().at(1e-5), model, PROMPTS, 0.1, n_tokens=4, tolerance=0.2, progress=False
+        vector().at(1e-9), model, PROMPTS, 0.1, n_tokens=4, tolerance=0.2, progress=False
     )
     assert edit.params["calibration"]["mean_kl_nats"] == pytest.approx(0.1, rel=0.2)
 

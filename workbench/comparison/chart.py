@@ -61,7 +61,7 @@ def _panel(plot: Any, rows: Any, column: int) -> None:
                 "thickness": 1.5,
             },
             customdata=[
-                [interval(low, high, n), n]
+                [interval(low, high, int(n)), int(n)]
                 for low, high, n in zip(rows["low"], rows["high"], rows["n"], strict=True)
             ],
             hovertemplate="%{y}<br>%{x:.4g} %{customdata[0]}"

@@ -69,11 +69,11 @@ def _lines(cells: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def _cell(row: Any) -> dict[str, Any]:
-    mean, ci = f"{row['mean']:.3g}", interval(row["low"], row["high"], row["n"])
+    mean, ci = f"{row['mean']:.3g}", interval(row["low"], row["high"], int(row["n"]))
     if row["arm"] == row["against"] or row["difference"] != row["difference"]:
         return {"text": f"{mean} {ci}", "mean": mean, "ci": ci, "diff": "", "differs": False}
     low, high = row["difference_low"], row["difference_high"]
-    diff = f"{row['difference']:+.3g} {interval(low, high, row['n'], '+')}"
+    diff = f"{row['difference']:+.3g} {interval(low, high, int(row['n']), '+')}"
     star = "*" if row["differs"] else ""
     shown = {"text": f"{mean} {ci}", "mean": mean, "ci": ci, "diff": diff + star}
     return shown | {"differs": bool(row["differs"])}

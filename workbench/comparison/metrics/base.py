@@ -37,7 +37,7 @@ class Metric(ABC):
     better: ClassVar[Literal["higher", "lower"] | None] = None
     needs: ClassVar[tuple[Need, ...]] = ()
 
-    def accept(self, prompt: Prompt) -> None:
+    def accept(self, prompt: Prompt) -> None:  # noqa: B027
         """Raise where nothing could be measured on the prompt; asked before anything is generated."""
 
     @abstractmethod
