@@ -127,7 +127,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """Tensors an operation cannot do without; `affine` takes any of its own."""
 
 ONLY_AT: dict[str, tuple[str, ...]] = {
-    "score_bias": ("attn_scores",),
+    "score_bias": ("attn_scores", "pattern"),
     "scale_keys": ("k_cache", "v_cache"),
     "route": ("router_logits",),
 }

@@ -340,7 +340,8 @@ def _check_operation(edit: Intervention, site: Site, weights: Weights) -> None:
         )
     missing = [t for t in REQUIRED.get(name, ()) if t not in weights]
     missing += ["up"] if "down" in weights and "up" not in weights else []
-    missing += ["params['keys']"] if name == "score_bias" and "keys" not in edit.params else []
+    cancels = name == "score_bias" and site.part == "attn_scores" and "keys" not in edit.params
+    missing += ["params['keys']"] if cancels else []
     if missing:
         raise EditError(
             where,

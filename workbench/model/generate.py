@@ -159,7 +159,7 @@ class _Loop:
     def _choose(self, logits: Tensor, rows: list[_Row]) -> Tensor:
         noise = self._noise(logits, rows) if self.decoder.random else None
         chosen = self.decoder.choose(logits, noise)
-        logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        logprobs = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
         for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
             row.ids.append(token)
             row.logprobs.append(logprob)

@@ -22,7 +22,7 @@ from workbench.model.backends.turn import turn
 from workbench.model.changes import Kept, Plan, Stages, counted, lowest_difference, versions
 from workbench.model.edits import BoundEdit
 from workbench.model.model import Model
-from workbench.model.run import padding
+from workbench.model.run import gradients_off, padding, usable
 from workbench.model.session import Session
 from workbench.records import Receipt
 from workbench.sites import Site
@@ -76,8 +76,8 @@ class Live:
     """One batch of prompts, run again and again while edits move.
 
     Kept are a `[batch, pos, d]` tensor per block, the logits and what was recorded. Weights changed in
-    place, and kept tensors that a caller wrote into, are noticed. A change through `.data`, a replaced
-    module or a new hook of your own is not: call `forget` then.
+    place, and logits or recorded values that a caller wrote into, are noticed. A change through
+    `.data`, a replaced module or a new hook of your own is not: call `forget` then.
 
     Args:
         model: on backend "transformers"; on another one every run is a full run, see `note`.
@@ -191,7 +191,8 @@ class Live:
         stage = min(map(self._stages.of, reached)) or -1
         with turn(self.model.backend):
             out = self._swept(session, tokens, stage, logits, copies=len(values))
-        return Sweep(values, Trace(tokens, out, session.values, session.receipts()))
+        found = {site: usable(value) for site, value in session.values.items()}
+        return Sweep(values, Trace(tokens, usable(out), found, session.receipts()))
 
     def _usable(self) -> bool:
         """Whether the last run still holds: same weights, kept outputs untouched."""
@@ -232,11 +233,9 @@ class Live:
         else:
             streams, logits = self._upwards(session, last, stage, read)
             kept = {s: k for s, k in last.values.items() if self._stages.of(s) < _floor(stage)}
-        values = kept | {
-            s: Kept(session.values[str(s)]) for s in places if str(s) in session.values
-        }
+        values = kept | _recorded(session, places, streams)
         weights = versions(self._weights) if last is None or stage < 0 else last.weights
-        made = _Run(plan, session.bound, weights, read, streams, Kept(logits), values)
+        made = _Run(plan, session.bound, weights, read, streams, Kept(usable(logits)), values)
         return made, session.receipts()
 
     def _in_full(self, session: Session, read: Read) -> tuple[list[Kept], Tensor]:
@@ -262,7 +261,7 @@ class Live:
             _advance(session, self.tokens)
             between = {part: _by_layer(taps, part) for part in ("resid_pre", "resid_post")}
             hooked = [tap for tap in taps if tap.site.part not in between]
-            with self.model.backend.attach(hooked):
+            with self.model.backend.attach(hooked), gradients_off(self.model):
                 logits, outputs = upper.run(
                     self.tokens.ids, h, count, int(read != "all"), *between.values()
                 )
@@ -276,10 +275,14 @@ class Live:
     def _exact(self, last: _Run) -> bool:
         """Whether the upper blocks may be called directly."""
         assert self._upper is not None
-        pads = padding(self.tokens)
-        options: dict[str, Any] = {**pads, "cache": None, "use_cache": False, "keep": 1}
-        once = lambda: self.model.backend.forward(self.tokens.ids, **options).logits  # noqa: E731
-        return self._upper.exact(self.tokens.ids, last.streams[-2].tensor, once)
+        return self._upper.exact(self.tokens.ids, last.streams[-2].tensor, self._plain)
+
+    def _plain(self) -> Tensor:
+        """The last logits of the model's own forward, without taps."""
+        with gradients_off(self.model):
+            return self.model.backend.forward(
+                self.tokens.ids, **padding(self.tokens), cache=None, use_cache=False, keep=1
+            ).logits
 
     def _swept(
         self, session: Session, tokens: Tokens, stage: int, read: Read, copies: int
@@ -296,7 +299,7 @@ class Live:
     def _forward(self, session: Session, tokens: Tokens, taps: list[Tap], read: Read) -> Tensor:
         """The model's own forward under `taps`."""
         pads, backend = _advance(session, tokens), self.model.backend
-        with backend.attach(taps):
+        with backend.attach(taps), gradients_off(self.model):
             step = backend.forward(
                 tokens.ids, **pads, cache=None, use_cache=False, keep=int(read != "all")
             )
@@ -327,6 +330,18 @@ def _skips(stage: int) -> int:
 def _floor(stage: int) -> int:
     """The lowest stage that a forward from `stage` reaches again."""
     return max(2 * _skips(stage) - 1, min(stage, 0))
+
+
+def _recorded(session: Session, places: list[Site], streams: list[Kept]) -> dict[Site, Kept]:
+    """What was recorded; copied where it is what the next run starts from, which nobody may change."""
+    own = {kept.tensor.untyped_storage().data_ptr() for kept in streams}
+    found: dict[Site, Kept] = {}
+    for site in places:
+        value = session.values.get(str(site))
+        if value is not None:
+            shared = value.untyped_storage().data_ptr() in own
+            found[site] = Kept(value.clone() if shared else usable(value))
+    return found
 
 
 def _advance(session: Session, tokens: Tokens) -> dict[str, Any]:

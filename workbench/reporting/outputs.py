@@ -39,7 +39,9 @@ def output(node: NotebookNode, folder: Path) -> str:
 
 def _is_progress_bar(data: Mapping[str, Any]) -> bool:
     """Whether it is tqdm's widget, whose text stays at the 0 % it began with."""
-    return WIDGET in data and re.search(r"\d+%\||\[\d\d:\d\d", data.get("text/plain", "")) is not None
+    return (
+        WIDGET in data and re.search(r"\d+%\||\[\d\d:\d\d", data.get("text/plain", "")) is not None
+    )
 
 
 def _screen(text: str) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.model.backends.hooks import Transformers
+from workbench.sites import Site
 
 Fn = Callable[[Tensor], Tensor]
 
@@ -119,7 +120,7 @@ class Upper:
 
     def _head(self, ids: Tensor, h: Tensor, keep: int) -> Tensor:
         hf, result = self.backend.hf, self._result
-        norm = hf.get_submodule(self.backend.layout.outside["final_norm"].module)
+        norm, _ = self.backend.place(Site(None, "final_norm"))
         base = hf._modules[self._base]
         assert result is not None and base is not None
         hf._modules[self._base] = StandIn(base, result(last_hidden_state=norm(h)))
