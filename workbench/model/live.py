@@ -8,6 +8,7 @@ the rest of the forward is the model's own. The result is what a fresh `model.ru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -61,13 +62,16 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is kept of a run. `streams[l]` entered block l, before any edit between the blocks."""
+    """What is kept of a run. `streams[l]` entered block l, before any edit between the blocks.
+
+    Streams never leave this file, so nobody can write into them.
+    """
 
     plan: Plan
     bound: list[BoundEdit]
     weights: tuple[int, ...]
     read: Read
-    streams: list[Kept]
+    streams: list[Tensor]
     logits: Kept
     values: dict[Site, Kept]
 
@@ -106,6 +110,7 @@ class Live:
         self.reran = range(0)
         self.note = _why_full(model)
         self._stages = Stages(model.layout, model.n_layers)
+        self._pads = padding(self.tokens)
         self.forget()
 
     def forget(self) -> None:
@@ -195,13 +200,9 @@ class Live:
         return Sweep(values, Trace(tokens, usable(out), found, session.receipts()))
 
     def _usable(self) -> bool:
-        """Whether the last run still holds: same weights, kept outputs untouched."""
+        """Whether the last run still holds: the weights are what they were."""
         last = self._last
-        return (
-            last is not None
-            and last.weights == versions(self._weights)
-            and all(kept.intact for kept in last.streams)
-        )
+        return last is not None and last.weights == versions(self._weights)
 
     def _resume_at(self, plan: Plan, places: list[Site], read: Read) -> int:
         """The lowest stage that has to run again; one beyond the head where none has."""
@@ -238,7 +239,7 @@ class Live:
         made = _Run(plan, session.bound, weights, read, streams, Kept(usable(logits)), values)
         return made, session.receipts()
 
-    def _in_full(self, session: Session, read: Read) -> tuple[list[Kept], Tensor]:
+    def _in_full(self, session: Session, read: Read) -> tuple[list[Tensor], Tensor]:
         """The whole forward; what entered the first block, every block's output, and the logits."""
         assert self._upper is not None
         outputs: list[Tensor] = []
@@ -247,21 +248,22 @@ class Live:
         with self._upper.listening():
             logits = self._forward(session, self.tokens, [*captures, *session.taps], read)
         assert self._upper.entered is not None
-        return [Kept(h) for h in (self._upper.entered, *outputs)], logits
+        return [self._upper.entered, *outputs], logits
 
     def _upwards(
         self, session: Session, last: _Run, stage: int, read: Read
-    ) -> tuple[list[Kept], Tensor]:
+    ) -> tuple[list[Tensor], Tensor]:
         """The same from `stage` on; streams below are the last run's."""
-        upper, count, h = self._upper, _skips(stage), last.streams[_skips(stage)].tensor
+        upper, count, h = self._upper, _skips(stage), last.streams[_skips(stage)]
         assert upper is not None
         self._take_over(session.bound, _floor(stage))
         taps = self._taps(session, stage)
         if self._exact(last):
-            _advance(session, self.tokens)
+            _advance(session, self.tokens, self._pads)
             between = {part: _by_layer(taps, part) for part in ("resid_pre", "resid_post")}
             hooked = [tap for tap in taps if tap.site.part not in between]
-            with self.model.backend.attach(hooked), gradients_off(self.model):
+            attached = self.model.backend.attach(hooked) if hooked else nullcontext()
+            with attached, gradients_off(self.model):
                 logits, outputs = upper.run(
                     self.tokens.ids, h, count, int(read != "all"), *between.values()
                 )
@@ -270,18 +272,18 @@ class Live:
             taps = [_capture(layer, outputs) for layer in range(count, self.model.n_layers)] + taps
             with skipped(self.model.backend.blocks, count, h):
                 logits = self._forward(session, self.tokens, taps, read)
-        return [*last.streams[: count + 1], *map(Kept, outputs)], _cut(logits, read)
+        return [*last.streams[: count + 1], *outputs], _cut(logits, read)
 
     def _exact(self, last: _Run) -> bool:
         """Whether the upper blocks may be called directly."""
         assert self._upper is not None
-        return self._upper.exact(self.tokens.ids, last.streams[-2].tensor, self._plain)
+        return self._upper.exact(self.tokens.ids, last.streams[-2], self._plain)
 
     def _plain(self) -> Tensor:
         """The last logits of the model's own forward, without taps."""
         with gradients_off(self.model):
             return self.model.backend.forward(
-                self.tokens.ids, **padding(self.tokens), cache=None, use_cache=False, keep=1
+                self.tokens.ids, **self._pads, cache=None, use_cache=False, keep=1
             ).logits
 
     def _swept(
@@ -290,7 +292,7 @@ class Live:
         """Logits of `copies` of this batch from `stage` on."""
         assert self._last is not None
         count = _skips(stage)
-        kept = self._last.streams[count].tensor
+        kept = self._last.streams[count]
         output = kept.repeat(copies, *[1] * (kept.dim() - 1)) if count else None
         self._take_over(session.bound, _floor(stage), copies)
         with skipped(self.model.backend.blocks, count, output):
@@ -298,7 +300,8 @@ class Live:
 
     def _forward(self, session: Session, tokens: Tokens, taps: list[Tap], read: Read) -> Tensor:
         """The model's own forward under `taps`."""
-        pads, backend = _advance(session, tokens), self.model.backend
+        pads, backend = padding(tokens), self.model.backend
+        _advance(session, tokens, pads)
         with backend.attach(taps), gradients_off(self.model):
             step = backend.forward(
                 tokens.ids, **pads, cache=None, use_cache=False, keep=int(read != "all")
@@ -332,10 +335,10 @@ def _floor(stage: int) -> int:
     return max(2 * _skips(stage) - 1, min(stage, 0))
 
 
-def _recorded(session: Session, places: list[Site], streams: list[Kept]) -> dict[Site, Kept]:
+def _recorded(session: Session, places: list[Site], streams: list[Tensor]) -> dict[Site, Kept]:
     """What was recorded; copied where it is what the next run starts from, which nobody may change."""
-    own = {kept.tensor.untyped_storage().data_ptr() for kept in streams}
     found: dict[Site, Kept] = {}
+    own = {h.untyped_storage().data_ptr() for h in streams} if places else set()
     for site in places:
         value = session.values.get(str(site))
         if value is not None:
@@ -344,11 +347,8 @@ def _recorded(session: Session, places: list[Site], streams: list[Kept]) -> dict
     return found
 
 
-def _advance(session: Session, tokens: Tokens) -> dict[str, Any]:
-    """Enter the forward; the masks it needs."""
-    pads = padding(tokens)
+def _advance(session: Session, tokens: Tokens, pads: dict[str, Any]) -> None:
     session.advance(tokens.ids, None if pads["mask"] is None else tokens.positions)
-    return pads
 
 
 def _cut(logits: Tensor, read: Read) -> Tensor:

@@ -31,7 +31,11 @@ class StandIn(nn.Module):
     def __init__(self, module: nn.Module, output: Any):
         super().__init__()
         # set past nn.Module, or the module would become this one's child
-        object.__setattr__(self, "_replaced", module)
+        object.__setattr__(self, "replaced", module)
+        self.gives(output)
+
+    def gives(self, output: Any) -> None:
+        """Return this from now on."""
         object.__setattr__(self, "_output", output)
 
     def forward(self, *_args: Any, **_options: Any) -> Any:
@@ -42,7 +46,7 @@ class StandIn(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self._replaced, name)
+            return getattr(self.replaced, name)
 
 
 @contextmanager
@@ -70,6 +74,7 @@ class Upper:
         # the base model holds blocks and norm; its name is the first of both paths
         self._base = backend.layout.blocks.partition(".")[0]
         self._exact: bool | None = None
+        self._stand_in: StandIn | None = None
         self.entered: Tensor | None = None
 
     @contextmanager
@@ -123,11 +128,15 @@ class Upper:
         norm, _ = self.backend.place(Site(None, "final_norm"))
         base = hf._modules[self._base]
         assert result is not None and base is not None
-        hf._modules[self._base] = StandIn(base, result(last_hidden_state=norm(h)))
+        if self._stand_in is None or self._stand_in.replaced is not base:
+            self._stand_in = StandIn(base, None)
+        self._stand_in.gives(result(last_hidden_state=norm(h)))
+        hf._modules[self._base] = self._stand_in
         try:
             return hf(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
         finally:
             hf._modules[self._base] = base
+            self._stand_in.gives(None)
 
     def exact(self, ids: Tensor, h: Tensor, forward: Callable[[], Tensor]) -> bool:
         """Whether the last block and the head give the bits of the model's own `forward`.
