@@ -266,6 +266,12 @@ class Intervention:
         """The same edit at another strength."""
         return replace(self, strength=strength)
 
+    def for_rows(self, start: int, n: int) -> Intervention:
+        """The same edit for `n` rows of a larger batch: per-row strengths are cut, one stays one."""
+        if not isinstance(self.strength, Tensor):
+            return self
+        return self.at(self.strength[start : start + n])
+
     def within(self, scope: Scope | str) -> Intervention:
         """The same edit at other positions."""
         return replace(self, scope=Scope.parse(scope))

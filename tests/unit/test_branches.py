@@ -198,7 +198,6 @@ def test_edits_that_fit_no_branch_are_refused() -> None:
     assert all(not m._forward_hooks for m in model.hf.modules())
 
 
-@pytest.mark.skipif("reasoner" not in wb.shipped(), reason="the shipped model is not built")
 def test_the_shipped_model() -> None:
     scores = check(wb.load("reasoner", proof=False))
     assert scores.forwards == 1 and scores.note == ""

@@ -266,9 +266,7 @@ def test_seeds_are_drawn_apart_and_counted_once_per_prompt() -> None:
 
 
 def test_accuracy_judges_by_the_tasks_checker() -> None:
-    model = wb.load("reasoner") if (wb.data_path() / "models" / "reasoner").is_dir() else None
-    if model is None:
-        pytest.skip("the shipped model is not built")
+    model = wb.load("reasoner")
     prompts = wb.tasks.make("add", n=8, seed=0)
     found = compare([], model, prompts, ("accuracy",), max_new_tokens=90, progress=False)
     want = [float(wb.tasks.check(g.prompt, g.text)) for g in found.generations]

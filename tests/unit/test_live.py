@@ -270,7 +270,6 @@ def test_runs_leave_no_garbage_for_the_collector() -> None:
     assert gc.collect() == 0
 
 
-@pytest.mark.skipif("reasoner" not in wb.shipped(), reason="the shipped model is not built")
 def test_the_shipped_model() -> None:
     model = wb.load("reasoner", proof=False)
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))

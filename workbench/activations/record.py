@@ -125,16 +125,11 @@ def _measure(model: Any, prompts: Any) -> tuple[list[int], list[Prompt]]:
     return [batch(model.tokenizer, prompt, **read).lengths[0] for prompt in many], many
 
 
-def _unembedded(sites: list[str]) -> str:
-    """Which positions are unembedded: all where logits are recorded, else none."""
-    return "all" if "logits" in sites else "none"
-
-
 def _plan(
     model: Any, prompts: list[Prompt], lengths: list[int], sites: list[str], pool: str
 ) -> Plan:
     shortest = prompts[lengths.index(min(lengths))]
-    trace = model.run([shortest], record=sites, logits=_unembedded(sites))
+    trace = model.run([shortest], record=sites, logits="none")
     row = sum(v[0, 0].numel() * v.element_size() for v in trace.values.values())
     return Plan(sum(lengths) if pool == "all" else len(prompts), row, tuple(sites))
 
@@ -148,7 +143,7 @@ def _record_part(
     positions: list[int] = []
     for start in range(0, len(prompts), batch_size):
         some = prompts[start : start + batch_size]
-        trace = model.run(some, record=sites, logits=_unembedded(sites))
+        trace = model.run(some, record=sites, logits="none")
         for site in sites:
             pooled = pool(trace.values[site], trace.tokens.mask, how)
             # a copy: a view would keep the whole batch's activations alive

@@ -34,7 +34,7 @@ def continuation_logprobs(
         part = list(completions[start : start + size])
         trace = model.run(
             list(prompts[start : start + size]),
-            edits=_rows(edits, start, len(part)),
+            edits=[edit.for_rows(start, len(part)) for edit in edits],
             completions=part,
         )
         for row, ids in enumerate(part):
@@ -54,9 +54,3 @@ def _fitting(model: Any, prompts: list[Prompt], completions: Sequence[Sequence[i
             LOGITS_BYTES // (4 * positions * model.dims.n_vocab),
         ),
     )
-
-
-def _rows(edits: list[Intervention], start: int, n: int) -> list[Intervention]:
-    return [
-        e.at(e.strength[start : start + n]) if isinstance(e.strength, Tensor) else e for e in edits
-    ]

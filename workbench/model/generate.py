@@ -125,7 +125,8 @@ class _Loop:
         """Generate for one batch; `offset` is the first prompt's place in the whole call."""
         tokens = self.model.tokens(prompts, room=self.max_new_tokens)
         rows = [_Row(p, self._generator(offset + i)) for i, p in enumerate(prompts)]
-        session = self.model.session(tokens, self._batch_edits(offset, len(prompts)), ())
+        edits = [edit.for_rows(offset, len(prompts)) for edit in self.edits]
+        session = self.model.session(tokens, edits, ())
         with session.attached(), gradients_off(self.model):
             self._run(tokens, rows, session)
         self._saw_generated = self._saw_generated or session.saw_generated
@@ -178,13 +179,6 @@ class _Loop:
         size = logits.shape[-1]
         drawn = [torch.empty(size).exponential_(generator=row.noise) for row in rows]
         return torch.stack(drawn).to(logits.device)
-
-    def _batch_edits(self, offset: int, n: int) -> list[Intervention]:
-        """Edits with per-row strengths cut to this batch."""
-        return [
-            e.at(e.strength[offset : offset + n]) if isinstance(e.strength, Tensor) else e
-            for e in self.edits
-        ]
 
 
 def _check(stop: tuple[str, ...], edits: list[Intervention]) -> None:
