@@ -142,6 +142,7 @@ class Live:
             WorkbenchError: as `model.run`; the next run is then compared with the last good one.
         """
         edits, read = self.edits if edits is None else tuple(edits), _as_list(record)
+        self._follow_the_model()
         if self.note:
             trace = self.model.run(self.tokens, read, edits, logits=logits)
             self.edits, self.reran = edits, range(self.model.n_layers)
@@ -183,6 +184,7 @@ class Live:
             WorkbenchError: as `model.run`, or no strengths.
         """
         values, read = _checked_strengths(strengths), _as_list(record)
+        self._follow_the_model()
         rows = len(self.tokens)
         edits = _batch_edits(self.edits, edit, torch.tensor(values).repeat_interleave(rows), rows)
         tokens = _repeated(self.tokens, len(values))
@@ -198,6 +200,15 @@ class Live:
             out = self._swept(session, tokens, stage, logits, copies=len(values))
         found = {site: usable(value) for site, value in session.values.items()}
         return Sweep(values, Trace(tokens, usable(out), found, session.receipts()))
+
+    def _follow_the_model(self) -> None:
+        """After `model.to(device)` nothing that is kept is where it has to be."""
+        device = self.model.device
+        if self.tokens.ids.device != device:
+            ids, mask = self.tokens.ids.to(device), self.tokens.mask.to(device)
+            self.tokens = replace(self.tokens, ids=ids, mask=mask)
+            self._pads = padding(self.tokens)
+            self.forget()
 
     def _usable(self) -> bool:
         """Whether the last run still holds: the weights are what they were."""

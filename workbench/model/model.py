@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from workbench import sites
-from workbench.errors import SiteUnavailable, unknown
+from workbench.errors import SiteUnavailable, WorkbenchError, unknown
 from workbench.model import tokens as tokenising
 from workbench.model.backends.base import Backend
+from workbench.model.backends.turn import turn
 from workbench.model.layouts.base import Dims, Layout
 from workbench.model.session import Session
 from workbench.records import Generation, Prompt
@@ -91,6 +92,28 @@ class Model:
             digest.update(f"{name}{tuple(p.shape)}{_sums(p.detach())}".encode())
         family = self.hf.config.model_type
         return Fingerprint(self.name, family, self.d_model, self.n_layers, digest.hexdigest())
+
+    def to(self, device: str) -> Model:
+        """Move the module itself, and with it every run from now on; returns this same model.
+
+        Raises:
+            DeviceUnavailable: this machine does not have it.
+            WorkbenchError: the model is spread over several devices, or a run is under way here.
+        """
+        from workbench.model.load import checked_device
+
+        target = checked_device(device)
+        if hasattr(self.hf, "hf_device_map"):
+            raise WorkbenchError(
+                f"model.to({device!r})",
+                "the model is spread over several devices",
+                expected="a model on one device",
+                got=sorted({str(d) for d in self.hf.hf_device_map.values()}),
+                do="load it again with device=",
+            )
+        with turn(self.backend):
+            self.hf.to(target)
+        return self
 
     def unwrap(self) -> Any:
         """The backend's native object: HF module, TransformerBridge, or nnsight model."""

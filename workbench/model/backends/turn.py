@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from workbench.errors import WorkbenchError
+from workbench.model.stopping import watched
 
 _locks: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 _owners: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -36,6 +37,7 @@ def turn(backend: Any) -> Iterator[None]:
     with lock:
         _owners[module] = threading.get_ident()
         try:
-            yield
+            with watched(backend):
+                yield
         finally:
             del _owners[module]

@@ -1,0 +1,132 @@
+"""RunPanel: what the worker does, how far it is, how much memory is left, and where the model runs."""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from typing import Any
+
+import torch
+from workbench import worker
+from workbench.model.load import checked_device
+from workbench.model.model import Model, free_bytes
+
+from workbench_widgets.base import Widget
+
+TELL_EVERY_S = 0.1
+SHOWN = 8
+
+
+class RunPanel(Widget):
+    """The queue of the model's thread, with progress, times and a cancel button.
+
+    Args:
+        model: shown and moved by the panel's device menu; leave out to watch the queue alone.
+
+    Example:
+        RunPanel(model)
+    """
+
+    folder = "run_panel"
+
+    def __init__(self, model: Model | None = None):
+        self._model = model
+        self._next: threading.Timer | None = None
+        self._drawn_s = 0.0
+        self._forget = lambda: None
+        device = str(model.device) if model is not None else ""
+        super().__init__(
+            spec={"device": device}, meta={"title": "Runs", "devices": available_devices()}
+        )
+        self._forget = worker.on_change(self._soon)
+        self._draw()
+
+    def refresh(self) -> Any:
+        """Move the model where the menu says."""
+        device, model = str(self.spec.get("device", "")), self._model
+        if model is None or not device or device == str(model.device):
+            return None
+        return worker.submit(
+            lambda _job: model.to(device),
+            key=("device", id(model)),
+            label=f"move {model.name} to {device}",
+            on_result=lambda _: self._draw(),
+            on_error=self._failed,
+        )
+
+    def close(self) -> None:
+        """Stop watching the queue."""
+        self._forget()
+        super().close()
+
+    def _cancel(self) -> None:
+        worker.cancel()
+
+    def _soon(self) -> None:
+        """Draw now, or a little later: a drag changes the queue forty times a second."""
+        wait = TELL_EVERY_S - (time.monotonic() - self._drawn_s)
+        if wait <= 0:
+            self._draw()
+        elif self._next is None:
+            self._next = threading.Timer(wait, self._draw)
+            self._next.daemon = True
+            self._next.start()
+
+    def _draw(self) -> None:
+        self._next, self._drawn_s = None, time.monotonic()
+        self._took_ms = 0.0
+        # a picture of the queue cannot wait in it
+        self._publish(self._now(), self._pending, last=True)
+
+    def _now(self) -> dict[str, Any]:
+        jobs = [_row(job) for job in worker.jobs()]
+        ended = [_row(job) for job in list(worker.history)[-SHOWN:]][::-1]
+        return {"jobs": jobs, "ended": ended, "memory": _memory(self._model)}
+
+    def _words(self) -> str:
+        jobs = self.frame.get("jobs", [])
+        where = f"{self._model.name} on {self._model.device}, " if self._model is not None else ""
+        return f"{where}{len(jobs)} running or waiting"
+
+    def _still(self) -> str:
+        rows = self.frame.get("jobs", []) + self.frame.get("ended", [])
+        body = "".join(
+            f"<tr><td>{html.escape(row['label'])}</td><td>{row['state']}</td>"
+            f"<td>{row['took_ms']:.0f} ms</td></tr>"
+            for row in rows
+        )
+        head = "<tr><th>work</th><th>state</th><th>time</th></tr>"
+        return f"<table>{head}{body}</table><p>{html.escape(self._words())}</p>"
+
+
+def available_devices() -> list[str]:
+    """The devices of this machine, the CPU first."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found
+
+
+def _row(job: worker.Job) -> dict[str, Any]:
+    left = job.left_s
+    return {
+        "label": job.label,
+        "state": job.state,
+        "i": job.i,
+        "n": job.n,
+        "note": job.note,
+        "took_ms": round(job.took_ms, 1),
+        "left_s": None if left is None else round(left, 1),
+        "error": "" if job.error is None else str(job.error),
+    }
+
+
+def _memory(model: Model | None) -> list[dict[str, Any]]:
+    devices = {"cpu", *([str(model.device)] if model is not None else [])}
+    return [
+        {"device": name, "free_gb": round(free_bytes(checked_device(name)) / 1e9, 1)}
+        for name in sorted(devices)
+    ]
