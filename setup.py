@@ -1,4 +1,7 @@
-"""Packages whose folder has another name than their import; the rest is in pyproject.toml."""
+"""Packages whose folder has another name than their import, and files that Jupyter reads.
+
+The rest is in pyproject.toml.
+"""
 
 from pathlib import Path
 
@@ -6,6 +9,13 @@ from setuptools import find_packages, setup
 
 MAPPED = {"workbench.data": "data", "workbench_widgets": "widgets"}
 present = {package: folder for package, folder in MAPPED.items() if Path(folder).is_dir()}
+
+# Installed under etc/jupyter of the environment, where every Jupyter server looks.
+JUPYTER = Path("workbench/lab/jupyter")
+settings = [
+    (f"etc/jupyter/{file.parent.relative_to(JUPYTER).as_posix()}", [file.as_posix()])
+    for file in sorted(JUPYTER.rglob("*.json"))
+]
 
 setup(
     packages=[
@@ -16,7 +26,9 @@ setup(
     package_dir=present,
     package_data={
         "workbench.data": ["**/*"],
+        "workbench.lab": ["jupyter/**/*.json"],
         "workbench.reporting": ["templates/*"],
-        "workbench_widgets": ["**/*.js", "**/*.css"],
+        "workbench_widgets": ["*/widget.js", "*/style.css", "js/base.css"],
     },
+    data_files=settings,
 )

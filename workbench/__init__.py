@@ -38,6 +38,7 @@ _HOMES = {
     "Live": "workbench.model.live",
     "score_branches": "workbench.model.branches",
     "BranchScores": "workbench.model.branches",
+    "in_background": "workbench.worker",
     "WorkbenchError": "workbench.errors",
 }
 _PACKAGES = (
@@ -50,6 +51,7 @@ _PACKAGES = (
     "comparison",
     "registry",
     "sites",
+    "worker",
     "zoo",
 )
 
@@ -61,6 +63,13 @@ def data_path() -> Path:
     here = Path(__file__).resolve().parent
     inside = here / "data"
     return inside if inside.is_dir() else here.parent / "data"
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext workbench` adds the `%wb` magic to an IPython shell."""
+    from workbench.lab.magics import WorkbenchMagics
+
+    shell.register_magics(WorkbenchMagics)
 
 
 def __getattr__(name: str) -> Any:

@@ -44,12 +44,39 @@ def main() -> None:
 @app.command(context_settings={"ignore_unknown_options": True})
 def lab(
     options: Annotated[list[str] | None, typer.Argument(help="Options of `jupyter lab`.")] = None,
+    nodelay: Annotated[
+        bool | None,
+        typer.Option(
+            "--nodelay/--no-nodelay",
+            help="Send small kernel messages at once. Default: on, unless WORKBENCH_NODELAY=0.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Open JupyterLab on the first notebook."""
     asked = options or []
+    if nodelay is not None:
+        asked = [f"--WorkbenchServer.nodelay={nodelay}", *asked]
     names = {option.partition("=")[0] for option in asked}
     own = [option for option in lab_options() if option.partition("=")[0] not in names]
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *asked])
+    before = dict(os.environ)
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(lab_config_path())
+    try:
+        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *own, *asked])
+    finally:  # reached only where this process was not replaced
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def lab_config_path() -> list[str]:
+    """Where Jupyter looks for configuration, our folder last: whatever a person configured wins.
+
+    A wheel installs the same files into the environment; an editable installation does not.
+    """
+    from jupyter_core.paths import jupyter_config_path
+
+    own = str(Path(__file__).parent / "lab" / "jupyter")
+    return [*(path for path in jupyter_config_path() if path != own), own]
 
 
 def lab_options() -> list[str]:
@@ -69,13 +96,19 @@ def report(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="name=value, repeatable.")
     ] = None,
+    ipynb: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the executed notebook with static pictures here; the page only with -o."
+        ),
+    ] = None,
     timeout: Annotated[int | None, typer.Option(help="Seconds that a cell may take.")] = None,
 ) -> None:
     """Run a notebook from top to bottom into one self-contained HTML page."""
     from workbench.reporting import report as make
 
     values = dict(_assignment(text) for text in parameter or [])
-    print(make(notebook, output, values, cell_timeout_s=timeout))
+    print(make(notebook, output, values, ipynb=ipynb, cell_timeout_s=timeout))
 
 
 @app.command()

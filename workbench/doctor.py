@@ -1,4 +1,4 @@
-"""Whether this machine can do the work: versions, devices, memory, the shipped models, one edit."""
+"""Whether this machine can do the work: versions, devices, memory, JupyterLab, shipped models, one edit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,6 +19,9 @@ from workbench.errors import WorkbenchError
 DISTRIBUTION = "interp-workbench"
 BACKENDS = ("transformer-lens", "nnsight", "peft")
 LEAST_MEMORY_GB = 2.0
+EXTENSION = "workbench.lab.server"
+WIDGETS = "workbench_widgets"
+LARGEST_MODULE_KB = 100
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ def checks() -> Iterator[Check]:
     yield from packages()
     yield from devices()
     yield memory()
+    yield server_extension()
+    yield widget_modules()
     yield from models()
 
 
@@ -120,6 +126,39 @@ def memory() -> Check:
     # float32 weights may take half of it; the rest is for activations and the cache.
     found = f"{free:.1f} GiB free: float32 models up to about {free / 8 * 1.07:.1f} B parameters"
     return Check("memory", free >= LEAST_MEMORY_GB, found, "close something")
+
+
+def server_extension() -> Check:
+    """The extension of the Jupyter server: it loads, whether it is on, and who starts it."""
+    from jupyter_server.extension.config import ExtensionConfigManager
+
+    try:
+        from workbench.lab.server import SWITCH, WorkbenchServer
+    except ImportError as error:
+        return Check("server extension", False, str(error), "pip install -e . again")
+    on = "on" if WorkbenchServer().nodelay else f"off ({SWITCH})"
+    everywhere = ExtensionConfigManager().enabled(EXTENSION)
+    started = "every Jupyter server of this environment" if everywhere else "`workbench lab` alone"
+    return Check("server extension", True, f"NODELAY {on}; loaded by {started}")
+
+
+def widget_modules() -> Check:
+    """Every widget's built module is there, and small enough that each instance may load it anew."""
+    # Found without importing it: the package does not depend on its widgets.
+    spec = util.find_spec(WIDGETS)
+    if spec is None or not spec.submodule_search_locations:
+        return Check("widgets", False, f"{WIDGETS} is not installed", "pip install -e . again")
+    return _modules_in(Path(spec.submodule_search_locations[0]))
+
+
+def _modules_in(folder: Path) -> Check:
+    modules = [file.with_name("widget.js") for file in sorted(folder.glob("*/widget.py"))]
+    sizes = {m.parent.name: m.stat().st_size / 1000 if m.is_file() else None for m in modules}
+    wrong = [f"{name} is not built" for name, kb in sizes.items() if kb is None]
+    wrong += [f"{n} is {kb:.0f} kB" for n, kb in sizes.items() if kb and kb > LARGEST_MODULE_KB]
+    largest = max((kb for kb in sizes.values() if kb), default=0.0)
+    found = f"{len(sizes)} modules, the largest {largest:.0f} kB"
+    return Check("widgets", bool(sizes) and not wrong, "; ".join(wrong) or found, "make widgets")
 
 
 def models() -> Iterator[Check]:

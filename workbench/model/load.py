@@ -92,6 +92,8 @@ def checked_device(device: str | None) -> torch.device:
         asked = torch.device(device)
     except RuntimeError:
         raise unknown("wb.load(device=)", "device", device, ("cpu", "cuda", "mps")) from None
+    if asked.type not in ("cpu", "cuda", "mps"):  # on "meta" the weights would be gone
+        raise unknown("wb.load(device=)", "device", device, ("cpu", "cuda", "mps"))
     count = torch.cuda.device_count() if asked.type == "cuda" else 1
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not have.get(asked.type, True) or (asked.index or 0) >= count:
