@@ -64,8 +64,9 @@ def test_a_failing_cell_is_named_and_the_old_page_stays(tmp_path: Path) -> None:
 
 def test_a_cell_beyond_its_time_and_a_dead_kernel_are_failures(tmp_path: Path) -> None:
     slow = write(tmp_path, "import time\ntime.sleep(60)", name="slow")
-    with pytest.raises(NotebookFailed, match="no end within the time limit"):
+    with pytest.raises(NotebookFailed, match="no end within the time limit") as caught:
         report(slow, tmp_path / "page.html", progress=False, cell_timeout_s=1)
+    assert "    time.sleep(60)\n" in caught.value.__notes__[0], "the cell itself is shown"
     dead = write(tmp_path, "import os\nos._exit(1)", name="dead")
     with pytest.raises(NotebookFailed, match="kernel died"):
         report(dead, tmp_path / "page.html", progress=False)
@@ -167,3 +168,14 @@ def test_a_widget_shows_its_static_picture() -> None:
     view = "application/vnd.jupyter.widget-view+json"
     data = {view: {"model_id": "1"}, "text/html": "<b>picture</b>", "text/plain": "Widget()"}
     assert outputs.output(new_output("display_data", data=data), Path()) == "<b>picture</b>"
+
+
+def test_progress_says_the_cell_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(write(tmp_path, "first = 1", "second = 2", "third = 3"), tmp_path / "p.html")
+    told = capsys.readouterr().err.split("\r")
+    (line,) = {t for t in told if "third = 3" in t}
+    assert "2/3" in line
+    assert "<00:" in line, "the time that is left"
+    assert "3/3" in told[-1]

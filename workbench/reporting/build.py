@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import secrets
-import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +21,12 @@ from tqdm import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.files import write_atomically
-from workbench.reporting import execute, outputs
+from workbench.reporting import execute, ledger, outputs, share
+from workbench.reporting.mount import Mounts
 from workbench.reporting.prose import markdown
-
-PACKAGES = ("interp-workbench", "torch", "transformers", "numpy", "plotly")
+from workbench.reporting.provenance import Provenance
+from workbench.reporting.saved import Saved
+from workbench.reporting.stale import refuse_stale
 
 
 def report(
@@ -36,48 +34,65 @@ def report(
     output: str | os.PathLike[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     *,
+    ipynb: str | os.PathLike[str] | None = None,
     progress: bool = True,
     cell_timeout_s: int | None = None,
 ) -> Path:
     """Run a notebook from top to bottom and write it as one self-contained HTML page.
 
-    The notebook itself is not changed. It runs in its own folder, as in JupyterLab, in a kernel of
-    the running Python. The page appears under its name only when it is whole.
+    Its widgets open in the page as they were saved, and precomputed settings still work there. The
+    notebook runs in its own folder, as in JupyterLab, in a kernel of the running Python. Whatever
+    is written appears under its name only when it is whole.
 
     Args:
-        path: the notebook.
-        output: the page; `reports/<stem>.html` if left out.
+        path: the notebook. It is not changed, unless `ipynb` names it too.
+        output: the page; `reports/<stem>.html` if left out and `ipynb` too.
         parameters: values for the cell tagged `parameters`.
-        progress: whether to print each cell as it starts.
+        ipynb: where to write the executed notebook with static pictures in the place of widgets, as
+            GitHub and nbviewer show it. Without `output` the page is not written then.
+        progress: whether to print each cell as it starts, and the time left.
         cell_timeout_s: seconds that a cell may take; no limit if left out.
 
     Returns:
-        The page's path.
+        The page's path, or the notebook's where no page is written.
 
     Raises:
-        NotebookFailed: a cell failed; the page of an earlier run is untouched.
+        NotebookFailed: a cell failed, or a widget was still at work at the end (WidgetStale); files
+            of an earlier run are untouched.
         FileRefused: no such notebook, or not a notebook.
 
     Example:
         wb.report("notebooks/00_start_here.ipynb", parameters={"n_prompts": 16})
     """
-    source = Path(path).resolve()
+    source, given = Path(path).resolve(), dict(parameters or {})
     notebook = execute.read(source)
-    target = Path(output) if output is not None else Path("reports") / f"{source.stem}.html"
-    _check_target(target)
-    provenance = Provenance.of(source, parameters or {})
-    with _progress(source.name, progress) as tell:
+    static = _checked(ipynb, ".ipynb")
+    target = _checked(output, ".html", ".htm")
+    if target is None and static is None:
+        target = Path("reports") / f"{source.stem}.html"
+    with tempfile.TemporaryDirectory() as folder, _progress(source.name, progress) as tell:
+        seen = Path(folder) / "ledger.json"
         done = execute.execute(
-            notebook, source.name, source.parent, parameters or {}, tell, cell_timeout_s
+            notebook, source.name, source.parent, given, tell, cell_timeout_s, seen
         )
-    write_atomically(target, page(done, source, provenance).encode())
-    return target
+        provenance = Provenance.of(source, given, done, ledger.read(seen))
+    refuse_stale(done, source.name)
+    made: dict[Path, bytes] = {}
+    if target is not None:
+        made[target] = page(done, source, provenance).encode()
+    if static is not None:
+        made[static] = share.notebook_bytes(done)
+    for file, data in made.items():
+        write_atomically(file, data)
+    return next(iter(made))
 
 
 def page(notebook: NotebookNode, source: Path, provenance: Provenance) -> str:
     """An executed notebook as the text of one HTML page."""
-    body = Markup("\n").join(_cells(notebook, source.parent))
-    figures = outputs.has_plotly(body)
+    folder = source.parent
+    mounts = Mounts(Saved.of(notebook), lambda node: outputs.output(node, folder, mounts))
+    body = Markup("\n").join(_cells(notebook, folder, mounts))
+    figures, widgets = outputs.has_plotly(body), mounts.block()
     return (
         _environment()
         .get_template("page.html.j2")
@@ -87,59 +102,23 @@ def page(notebook: NotebookNode, source: Path, provenance: Provenance) -> str:
             style=Markup(_asset("style.css") + _code_style()),
             plotly=_inline_script(_plotly_bundle()) if figures else "",
             figures=_inline_script(_asset("figures.js")) if figures else "",
+            widgets=Markup(outputs.json_block(widgets)) if widgets else "",
+            host=_inline_script(_asset("host.js")) if widgets else "",
+            modes=mounts.modes(),
             nonce=secrets.token_urlsafe(16),
             provenance=provenance,
         )
     )
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """What a reader needs to trust a page and to make it again."""
-
-    notebook: str
-    sha256: str
-    made: str
-    versions: tuple[str, ...]
-    machine: str
-    rerun: str
-
-    @classmethod
-    def of(cls, source: Path, parameters: Mapping[str, Any]) -> Provenance:
-        """The provenance of a page made now."""
-        values = [f"-p {shlex.quote(f'{k}={v}')}" for k, v in parameters.items()]
-        return cls(
-            notebook=source.name,
-            sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            versions=tuple(_versions()),
-            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            rerun=" ".join(["workbench report", shlex.quote(_relative(source)), *values]),
-        )
-
-
-def _versions() -> Iterator[str]:
-    yield f"python {platform.python_version()}"
-    for package in PACKAGES:
-        try:
-            yield f"{package} {metadata.version(package)}"
-        except metadata.PackageNotFoundError:
-            continue
-
-
-def _relative(source: Path) -> str:
-    here = Path.cwd()
-    return str(source.relative_to(here)) if source.is_relative_to(here) else source.name
-
-
-def _cells(notebook: NotebookNode, folder: Path) -> Iterator[Markup]:
+def _cells(notebook: NotebookNode, folder: Path, mounts: Mounts) -> Iterator[Markup]:
     highlight = Highlight2HTML(pygments_lexer="ipython3")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             prose = markdown(cell.source, folder, cell.get("attachments"))
             yield Markup(f'<section class="prose">{prose}</section>')
         elif cell.cell_type == "code" and cell.source.strip():
-            shown = "".join(outputs.output(node, folder) for node in cell.outputs)
+            shown = "".join(outputs.output(node, folder, mounts) for node in cell.outputs)
             opened = "" if "hide-input" in cell.metadata.get("tags", []) else " open"
             yield Markup(
                 f'<section class="cell"><details{opened}><summary>code</summary>'
@@ -189,12 +168,17 @@ def _progress(name: str, shown: bool) -> Iterator[execute.Progress]:
         bar.set_postfix_str("done")
 
 
-def _check_target(target: Path) -> None:
-    if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
+def _checked(target: str | os.PathLike[str] | None, *endings: str) -> Path | None:
+    """The path to write to, its name fit for what is written."""
+    if target is None:
+        return None
+    file = Path(target)
+    if file.is_dir() or file.suffix.lower() not in endings:
         raise WorkbenchError(
             "report",
-            "the page's name is not an HTML file",
-            expected="a path that ends in .html",
-            got=str(target),
-            do="give -o such a path, or leave it out",
+            "the file to write has another name than its kind",
+            expected=f"a path that ends in {endings[0]}",
+            got=str(file),
+            do="give such a path, or leave it out",
         )
+    return file

@@ -39,7 +39,7 @@ def _disarm(tag: Tag) -> None:
         if loads and not text.startswith(_HELD):
             tag.insert_after(f" [not shown: {text}] ")
             del tag[name]
-        elif _runs(name, text):
+        elif _runs(name, text) or _shadows(tag.name, name):
             del tag[name]
 
 
@@ -51,3 +51,9 @@ def _runs(name: str, text: str) -> bool:
     if name == "style":
         return _STYLE_FETCH.search(text) is not None
     return name.startswith("on") or name in ("srcdoc", "formaction", "action")
+
+
+def _shadows(tag: str, name: str) -> bool:
+    """Whether the page's own scripts could take the element for something of theirs."""
+    # An image of the name x becomes document.x.
+    return name == "data-afm" or (name == "name" and tag == "img")

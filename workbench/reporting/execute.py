@@ -18,6 +18,7 @@ from nbformat import NotebookNode
 from papermill.parameterize import parameterize_notebook
 
 from workbench.errors import FileRefused, WorkbenchError
+from workbench.reporting.ledger import FILE as LEDGER
 
 Progress = Callable[[int, int, str], None]
 """Called before each code cell with its number from 1, how many there are, and its first line."""
@@ -26,7 +27,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class NotebookFailed(WorkbenchError):
-    """A cell of the notebook failed; the message says which, and the notes hold its traceback."""
+    """A cell of the notebook failed: the message says which, the notes hold it and its traceback."""
 
 
 def read(path: Path) -> NotebookNode:
@@ -65,21 +66,24 @@ def execute(
     parameters: Mapping[str, Any],
     progress: Progress,
     cell_timeout_s: int | None = None,
+    ledger: Path | None = None,
 ) -> NotebookNode:
-    """A copy of the notebook with `parameters` in, run in `folder` by a kernel of this Python.
+    """The notebook with `parameters` in, run in `folder` by a kernel of this Python.
+
+    The kernel writes the models and seeds it has seen to `ledger` (`workbench.reporting.ledger`).
 
     Raises:
         NotebookFailed: a cell raised, took longer than `cell_timeout_s`, or took the kernel down.
         WorkbenchError: parameters for a notebook that takes none.
     """
     notebook = _with_parameters(notebook, name, parameters)
-    numbers = _number_code_cells(notebook)
+    numbers = number_code_cells(notebook)
     running: list[int] = [0]
 
     def started(cell: NotebookNode, cell_index: int) -> None:
         if cell_index in numbers:
             running[0] = cell_index
-            progress(numbers[cell_index], len(numbers), _first_line(cell.source))
+            progress(numbers[cell_index], len(numbers), first_line(cell.source))
 
     client = NotebookClient(
         notebook,
@@ -90,7 +94,8 @@ def execute(
     )
     try:
         # cleanup_kc: nbclient leaves a kernel that it was handed running.
-        client.execute(env=headless_environment(), cleanup_kc=True)
+        environment = {**headless_environment(), **({LEDGER: str(ledger)} if ledger else {})}
+        client.execute(env=environment, cleanup_kc=True)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         cell = notebook.cells[running[0]]
         raise _failure(name, numbers.get(running[0], 0), len(numbers), cell, error) from None
@@ -113,7 +118,8 @@ class ThisPython(KernelSpecManager):
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """The kernel of this Python, under any name."""
         quiet = "--log-level=40"  # errors only: the kernel remarks on its loopback connection
-        argv = [sys.executable, "-m", "ipykernel_launcher", quiet, "-f", "{connection_file}"]
+        own = "--ext=workbench.reporting.ledger"
+        argv = [sys.executable, "-m", "ipykernel_launcher", quiet, own, "-f", "{connection_file}"]
         return KernelSpec(argv=argv, display_name=kernel_name, language="python")
 
 
@@ -138,14 +144,16 @@ def _with_parameters(
     )
 
 
-def _number_code_cells(notebook: NotebookNode) -> dict[int, int]:
+def number_code_cells(notebook: NotebookNode) -> dict[int, int]:
+    """Number, from 1, of each code cell that holds anything, by its index among all cells."""
     runnable = [
         i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and c.source.strip()
     ]
     return {index: number for number, index in enumerate(runnable, start=1)}
 
 
-def _first_line(source: str) -> str:
+def first_line(source: str) -> str:
+    """The first line of a cell that is not blank, at most 80 characters of it."""
     return next((line.strip() for line in source.splitlines() if line.strip()), "")[:80]
 
 
@@ -159,10 +167,12 @@ def _failure(
     }[type(error)]()
     failed = NotebookFailed(
         f"report {name}",
-        f"code cell {number} of {count} failed (`{_first_line(cell.source)}`)",
+        f"code cell {number} of {count} failed (`{first_line(cell.source)}`)",
         expected="a notebook that runs from top to bottom",
         got=ANSI.sub("", got),
         do="mend the cell and run the report again; the old page, if any, is untouched",
     )
-    failed.add_note(ANSI.sub("", getattr(error, "traceback", "") or str(error)))
+    shown = "\n".join(f"    {line}" for line in cell.source.splitlines())
+    trace = ANSI.sub("", getattr(error, "traceback", "") or str(error))
+    failed.add_note(f"the cell:\n{shown}\n\n{trace}")
     return failed

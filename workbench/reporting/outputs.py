@@ -1,7 +1,7 @@
 """Cell outputs as safe HTML, by MIME type, the richest that a page without a kernel can show.
 
-A widget's view is the one type with no drawing here: it falls to the static picture beside it
-(`text/html`, else `text/plain`). A host for saved widgets adds one entry to `DRAWINGS`.
+A widget's view is drawn by `mount`, around the static picture beside it (`text/html`, else an image,
+else `text/plain`); without saved widgets the picture alone is shown.
 """
 
 from __future__ import annotations
@@ -11,33 +11,36 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbconvert.filters.ansi import ansi2html
 from nbformat import NotebookNode
 
 from workbench.reporting.clean import clean
 from workbench.reporting.prose import markdown, tex_output
+from workbench.reporting.saved import VIEW as WIDGET
+
+if TYPE_CHECKING:
+    from workbench.reporting.mount import Mounts
 
 PLOTLY = "application/vnd.plotly.v1+json"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def output(node: NotebookNode, folder: Path) -> str:
+def output(node: NotebookNode, folder: Path, mounts: Mounts | None = None) -> str:
     """One output of a code cell as HTML; empty where there is nothing to show."""
     if node.output_type == "stream":
         return f'<pre class="{node.name}">{ansi2html(_screen(node.text))}</pre>'
     if node.output_type == "error":
         return f'<pre class="stderr">{ansi2html(chr(10).join(node.traceback))}</pre>'
-    if _is_progress_bar(node.data):
+    if is_progress_bar(node.data):
         return ""
-    for mime, draw in DRAWINGS.items():
-        if mime in node.data:
-            return draw(node.data[mime], folder)
-    return ""
+    still = next((draw(node.data[m], folder) for m, draw in DRAWINGS.items() if m in node.data), "")
+    if WIDGET in node.data and mounts is not None:
+        return mounts.view(str(node.data[WIDGET].get("model_id", "")), still)
+    return still
 
 
-def _is_progress_bar(data: Mapping[str, Any]) -> bool:
+def is_progress_bar(data: Mapping[str, Any]) -> bool:
     """Whether it is tqdm's widget, whose text stays at the 0 % it began with."""
     return (
         WIDGET in data and re.search(r"\d+%\||\[\d\d:\d\d", data.get("text/plain", "")) is not None

@@ -1,0 +1,77 @@
+"""An executed notebook with static pictures only, for GitHub, nbviewer and JupyterLab without trust.
+
+The same run gives the same bytes: no times, no widget ids, no ids of cells made up on the way.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from workbench.reporting import stills
+from workbench.reporting.outputs import PLOTLY, is_progress_bar
+from workbench.reporting.saved import VIEW
+
+INTERACTIVE = (
+    "<em>An interactive figure, without a static picture here: open the notebook in JupyterLab, or "
+    "make its page with <code>workbench report</code>.</em>"
+)
+RUN_ONLY = ("execution", "papermill", "collapsed", "ExecuteTime")
+"""Metadata that runs leave in a cell."""
+
+
+def notebook_bytes(done: NotebookNode) -> bytes:
+    """The file of an executed notebook to share."""
+    return nbformat.writes(static(done)).encode()
+
+
+def static(done: NotebookNode) -> NotebookNode:
+    """A copy of an executed notebook in which every output is a picture, markup or text.
+
+    Plotly figures stay, for JupyterLab, each beside a PNG of it; where no Chromium is found to draw
+    it, a sentence stands there.
+    """
+    notebook = deepcopy(done)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for name in ("widgets", "papermill"):
+        notebook.metadata.pop(name, None)
+    # The kernel's patch version is no change of the notebook.
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for index, cell in enumerate(notebook.cells):
+        _tidy(cell, index)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not is_progress_bar(o.get("data", {}))]
+            for node in cell.outputs:
+                _without_view(node)
+    _with_stills([n for cell in notebook.cells for n in cell.get("outputs", ())])
+    return notebook
+
+
+def _tidy(cell: NotebookNode, index: int) -> None:
+    for name in RUN_ONLY:
+        cell.metadata.pop(name, None)
+    tags = cell.metadata.get("tags")
+    if tags is not None and not tags:
+        del cell.metadata["tags"]
+    if "injected-parameters" in (tags or ()):
+        cell["id"] = "injected-parameters"
+    elif not cell.get("id"):
+        cell["id"] = f"cell-{index:02d}"
+
+
+def _without_view(node: NotebookNode) -> None:
+    data: dict[str, Any] = node.get("data", {})
+    if data.pop(VIEW, None) is not None and not data:
+        data["text/plain"] = "a widget, which needs a running kernel"
+
+
+def _with_stills(nodes: list[NotebookNode]) -> None:
+    bare = [n for n in nodes if PLOTLY in n.get("data", {}) and "image/png" not in n.data]
+    for node, picture in zip(bare, stills.of([n.data[PLOTLY] for n in bare]), strict=True):
+        if picture is not None:
+            node.data["image/png"] = picture
+        else:
+            node.data.setdefault("text/html", INTERACTIVE)
