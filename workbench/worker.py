@@ -20,6 +20,8 @@ from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from workbench.errors import WorkbenchError
 
 POLL_S = 0.05
@@ -94,8 +96,11 @@ class Job:
         """Whether it has ended, one way or another."""
         return self._ended.is_set()
 
-    def result(self, timeout_s: float | int | None = None) -> Any:
+    def result(self, timeout_s: float | int | None = None, *, bar: bool = False) -> Any:
         """Wait for it and return what the work returned.
+
+        Args:
+            bar: show a progress bar meanwhile, in the cell that waits.
 
         Raises:
             Cancelled: it was cancelled or replaced.
@@ -111,12 +116,21 @@ class Job:
                 do="submit the work that needs it as on_result",
             )
         try:
+            if bar:
+                self._draw_bar()
             if not self._ended.wait(timeout_s):
                 raise TimeoutError(f"{self.label} takes longer than {timeout_s} s")
         except KeyboardInterrupt:
             self.cancel()
             raise
         return self._outcome()
+
+    def _draw_bar(self) -> None:
+        """From the waiting thread: a bar drawn by another one lands in whichever cell ran last."""
+        with tqdm(desc=self.label, total=self.n or None, disable=headless()) as shown:
+            while not self._ended.wait(POLL_S):
+                shown.total, shown.n = self.n or None, self.i
+                shown.set_postfix_str(self.note)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._waited().__await__()

@@ -18,7 +18,7 @@ const panel = {
   draw(view, frame) {
     view.device.value = view.spec.device;
     view.device.disabled = view.all.disabled = !view.live;
-    view.memory.textContent = frame.memory.map((m) => `${m.device}: ${m.free_gb} GB free`).join(", ");
+    view.memory.textContent = frame.memory.map((m) => `${m.device}: ${m.words}`).join(", ");
     view.table.replaceChildren(...[...frame.jobs, ...frame.ended].map(row));
     if (!frame.jobs.length && !frame.ended.length) {
       view.table.append(h("tr", {}, h("td", { colspan: 3, class: "wb-quiet" }, "nothing has run yet")));

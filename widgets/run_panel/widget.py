@@ -7,11 +7,9 @@ import threading
 import time
 from typing import Any
 
-import torch
 from workbench import worker
-from workbench.model.load import checked_device
-from workbench.model.model import Model, free_bytes
-
+from workbench.lab.devices import as_words, devices
+from workbench.model.model import Model
 from workbench_widgets.base import Widget
 
 TELL_EVERY_S = 0.1
@@ -37,7 +35,7 @@ class RunPanel(Widget):
         self._forget = lambda: None
         device = str(model.device) if model is not None else ""
         super().__init__(
-            spec={"device": device}, meta={"title": "Runs", "devices": available_devices()}
+            spec={"device": device}, meta={"title": "Runs", "devices": [d.name for d in devices()]}
         )
         self._forget = worker.on_change(self._soon)
         self._draw()
@@ -82,7 +80,7 @@ class RunPanel(Widget):
     def _now(self) -> dict[str, Any]:
         jobs = [_row(job) for job in worker.jobs()]
         ended = [_row(job) for job in list(worker.history)[-SHOWN:]][::-1]
-        return {"jobs": jobs, "ended": ended, "memory": _memory(self._model)}
+        return {"jobs": jobs, "ended": ended, "memory": _memory()}
 
     def _words(self) -> str:
         jobs = self.frame.get("jobs", [])
@@ -100,16 +98,6 @@ class RunPanel(Widget):
         return f"<table>{head}{body}</table><p>{html.escape(self._words())}</p>"
 
 
-def available_devices() -> list[str]:
-    """The devices of this machine, the CPU first."""
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return found
-
-
 def _row(job: worker.Job) -> dict[str, Any]:
     left = job.left_s
     return {
@@ -124,9 +112,5 @@ def _row(job: worker.Job) -> dict[str, Any]:
     }
 
 
-def _memory(model: Model | None) -> list[dict[str, Any]]:
-    devices = {"cpu", *([str(model.device)] if model is not None else [])}
-    return [
-        {"device": name, "free_gb": round(free_bytes(checked_device(name)) / 1e9, 1)}
-        for name in sorted(devices)
-    ]
+def _memory() -> list[dict[str, str]]:
+    return [{"device": device.name, "words": as_words(device)} for device in devices()]

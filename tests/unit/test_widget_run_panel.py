@@ -1,0 +1,62 @@
+"""RunPanel shows the queue as it is, and moves and cancels what it says."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from tests import tiny
+from workbench import worker
+from workbench_widgets import RunPanel
+
+
+def test_it_lists_what_ended_and_escapes_it() -> None:
+    panel = RunPanel(tiny.model())
+    worker.submit(lambda _: 7, label="<b>seven</b>")
+    worker.submit(lambda _: 1 / 0, label="broken")
+    panel._draw()
+    ended = {row["label"]: row for row in panel.frame["ended"]}
+    assert ended["<b>seven</b>"]["state"] == "done"
+    assert ended["broken"]["state"] == "error" and "division" in ended["broken"]["error"]
+    assert "&lt;b&gt;seven" in panel._repr_mimebundle_()[0]["text/html"]
+    assert repr(panel) == "RunPanel(in-memory on cpu, 0 running or waiting)"
+    panel.close()
+
+
+def test_it_follows_progress_and_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    panel, began = RunPanel(), threading.Event()
+
+    def work(job: worker.Job) -> None:
+        for i in range(1000):
+            began.set()
+            time.sleep(0.005)
+            job.progress(i + 1, 1000, "sleeping")
+
+    job = worker.submit(work, label="long")
+    began.wait(5)
+    _until(lambda: any(row["i"] for row in panel.frame["jobs"]))
+    (row,) = panel.frame["jobs"]
+    assert row["n"] == 1000 and row["left_s"] > 0
+    panel._message(panel, {"type": "cancel"}, [])
+    _until(lambda: not panel.frame["jobs"])
+    assert job.state == "cancelled"
+    panel.close()
+
+
+def test_a_device_that_is_absent_is_said_in_the_panel() -> None:
+    model = tiny.model()
+    panel = RunPanel(model)
+    panel.ask(device="meta")
+    assert panel.status["state"] == "error" and "unknown device" in panel.status["msg"]
+    assert str(model.device) == "cpu"
+    panel.close()
+
+
+def _until(true: object) -> None:
+    deadline = time.monotonic() + 5
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
