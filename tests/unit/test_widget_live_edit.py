@@ -160,7 +160,8 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
 def test_the_static_picture_escapes_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
     import workbench_widgets.live_edit.figures as figures
 
-    monkeypatch.setattr(figures, "pieces", lambda _tokenizer, ids: [HOSTILE for _ in ids])
+    for name in ("pieces", "alternatives"):
+        monkeypatch.setattr(figures, name, lambda _tokenizer, ids, _before: [HOSTILE for _ in ids])
     model = tiny.model()
     live = LiveEdit(model, "abc", [push(model).named(HOSTILE)], max_new_tokens=2)
     data, _ = live._repr_mimebundle_()

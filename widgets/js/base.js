@@ -59,8 +59,8 @@ export class View {
   get meta() { return this.model.get("meta"); }
   get selection() { return this.model.get("selection") ?? {}; }
   get live() { return this.mode === "live"; }
-  /** Whether the user can change anything: live, or among precomputed settings. */
-  get usable() { return this.mode === "live" || (this.mode === "sweep" && this.sweep !== null); }
+  /** Whether the user can change anything: live, among precomputed settings, or where all is here. */
+  get usable() { return this.mode !== "kernel"; }
   get sweep() { return this.cached("sweep"); }
   get frame() {
     if (!this.live && this.sweep && this.widget.pick) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from workbench.interventions.rollout import continuation_logprobs
 from workbench.model.model import Model
 from workbench.records import Generation, Prompt
 from workbench.tensors import Intervention
-from workbench_widgets.pieces import pieces
+from workbench_widgets.pieces import alternatives, pieces
 
 
 def logprobs(logits: Tensor, edits: list[Intervention]) -> Tensor:
@@ -34,17 +35,20 @@ def logprobs(logits: Tensor, edits: list[Intervention]) -> Tensor:
     return last.log_softmax(-1)
 
 
-def next_token(model: Model, base: Tensor, edited: Tensor, top: int) -> dict[str, Any]:
-    """The most probable next tokens of both runs, most changed first among equals, and the KL.
+def next_token(
+    model: Model, before: Sequence[int], base: Tensor, edited: Tensor, top: int
+) -> dict[str, Any]:
+    """The most probable next tokens of either run, and KL(edited || base).
 
     Args:
+        before: ids of the prompt.
         base, edited: log-probabilities `[vocab]` in nats.
     """
     ids = dict.fromkeys([*base.topk(top).indices.tolist(), *edited.topk(top).indices.tolist()])
     order = sorted(ids, key=lambda i: -max(float(base[i]), float(edited[i])))[:top]
     return {
         "ids": order,
-        "tokens": pieces(model.tokenizer, order),
+        "tokens": alternatives(model.tokenizer, order, before),
         "base": base[order].exp().tolist(),
         "edited": edited[order].exp().tolist(),
         "kl_nats": kl_nats(edited, base).item(),
@@ -70,7 +74,7 @@ def continuation(
     index = torch.tensor(ids, dtype=torch.long)[:, None]
     return {
         "ids": ids,
-        "tokens": pieces(model.tokenizer, ids),
+        "tokens": pieces(model.tokenizer, ids, model.tokens([prompt]).ids[0].tolist()),
         "text": generation.text,
         "stop": generation.stop,
         "logprobs": list(generation.logprobs),

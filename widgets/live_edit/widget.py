@@ -140,12 +140,12 @@ class LiveEdit(Widget):
         edits, which = self._edits(spec["rows"]), self._which(spec)
         prompt, decoder = self._prompts[which], _decoder(spec)
         live = self._live(which)
-        run = live.run(edits, logits="last")
+        run, before = live.run(edits, logits="last"), live.tokens.ids[0].tolist()
         base_next = self._base(spec, which, live)["logprobs"]
         shown = {
             "prompt": self._base(spec, which, live)["prompt"],
             "next": figures.next_token(
-                self._model, base_next, figures.logprobs(run.logits, edits), self._top
+                self._model, before, base_next, figures.logprobs(run.logits, edits), self._top
             ),
             "receipts": [_receipt(r) for r in run.receipts],
             "done": False,
@@ -256,6 +256,7 @@ class LiveEdit(Widget):
     ) -> Callable[[int, list[int], list[int]], None]:
         """Shows tokens as they come, at most every `STREAM_EVERY_S`; stops where a later job waits."""
         ids: list[int] = []
+        before = self._live(int(spec["prompt"])).tokens.ids[0].tolist()
         told = [time.monotonic()]
         total = int(spec["max_new_tokens"])
 
@@ -268,7 +269,7 @@ class LiveEdit(Widget):
                 return
             told[0] = time.monotonic()
             job.i, job.n = step + 1, total
-            texts = pieces(self._model.tokenizer, ids)
+            texts = pieces(self._model.tokenizer, ids, before)
             self._show_live({"of": spec, **shown, side: {"tokens": texts, "ids": list(ids)}})
 
         return on_token

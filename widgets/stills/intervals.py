@@ -1,0 +1,35 @@
+"""Means with their 95 % intervals as a static picture: numbers in words, a bar beside them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+WIDTH_PX = 110
+COLOUR = "#0072b2"
+
+
+def number(value: Any) -> str:
+    """Three digits, or an en dash where there is no number."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.3g}".replace("-", "−")
+
+
+def words(mean: Any, low: Any, high: Any) -> str:
+    """`0.62 [0.51, 0.72]`; without an interval the mean alone."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return number(mean)
+    return f"{number(mean)} [{number(low)}, {number(high)}]"
+
+
+def bar(low: Any, high: Any, lo: float, hi: float, colour: str = COLOUR) -> str:
+    """A bar from `low` to `high` on an axis from `lo` to `hi`; nothing where there is no interval."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or hi <= lo:
+        return ""
+    ends = [WIDTH_PX * min(max((v - lo) / (hi - lo), 0.0), 1.0) for v in (low, high)]
+    return (
+        f"<span style='display:inline-block;width:{WIDTH_PX}px'><span style='display:inline-block;"
+        f"margin-left:{ends[0]:.0f}px;width:{max(2.0, ends[1] - ends[0]):.0f}px;height:6px;"
+        f"background:{colour}'></span></span>"
+    )
