@@ -1,0 +1,1 @@
+"""Attention patterns: statistics of every head, and one head's pattern."""
