@@ -160,7 +160,7 @@ class Widget(anywidget.AnyWidget):
             settled = last and number == self._pending
             self.data, self.seq = packed, self.seq + 1
             self.status = {
-                **IDLE,
+                **(IDLE if settled else self.status),
                 "state": "idle" if settled else "running",
                 "requested_seq": self.seq if settled else self.seq + 1,
                 "t_model_ms": round(self._took_ms, 3),

@@ -143,7 +143,7 @@ export class View {
       this.redraw();
     });
     this.on("change:status", () => this.showStatus());
-    this.on("change:meta", () => this.redraw());
+    this.on("change:meta", () => this.setMode(this.live));
     this.on("change:sweep", () => this.setMode(this.live));
     this.on("change:spec", () => { this.local = null; this.redraw(); });
     this.on("msg:custom", (message, buffers) => this.hear(message, buffers));

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from workbench.model.model import Model
 from workbench.tensors import Intervention, Tokens
-from workbench_widgets.live_edit import code
+from workbench_widgets.cells import edit_code, list_code, model_code, prompt_code
 
 
 def cell(model: Model, tokens: Tokens, edits: Sequence[Intervention], layers: Sequence[int]) -> str:
@@ -28,9 +27,8 @@ def cell(model: Model, tokens: Tokens, edits: Sequence[Intervention], layers: Se
 
 def setup(model: Model, tokens: Tokens, edits: Sequence[Intervention]) -> list[str]:
     """Lines that make `model`, `prompt` and `edits`."""
-    folder = Path(code.FOLDER)
     return [
-        f"model = {code._model(model)}",
-        f"prompt = {code._prompt(tokens.prompts[0])}",
-        f"edits = {code._list(code._edit(edit, folder) for edit in edits)}",
+        f"model = {model_code(model)}",
+        f"prompt = {prompt_code(tokens.prompts[0])}",
+        f"edits = {list_code(map(edit_code, edits))}",
     ]

@@ -14,6 +14,7 @@ from workbench.records import Prompt
 from workbench.scopes import Scope
 from workbench_widgets.align import align
 from workbench_widgets.base import Widget
+from workbench_widgets.cells import model_code, prompt_code
 from workbench_widgets.frames import pack
 from workbench_widgets.prompt_bar.tokens import as_prompt, chips, plain
 from workbench_widgets.stills.strip import still_strip
@@ -156,10 +157,10 @@ class PromptBar(Widget):
 
     def to_code(self) -> str:
         """A cell with the prompt, its tokens and the scope of the span."""
-        lines = ["import workbench as wb", "", f"model = {_model(self._model)}"]
-        lines += [f"prompt = {_code(self.prompt)}", "tokens = model.tokens([prompt])"]
+        lines = ["import workbench as wb", "", f"model = {model_code(self._model)}"]
+        lines += [f"prompt = {prompt_code(self.prompt)}", "tokens = model.tokens([prompt])"]
         if self.other is not None:
-            lines += [f"other = {_code(self.other)}"]
+            lines += [f"other = {prompt_code(self.other)}"]
         lines += [f"scope = wb.Scope.parse({str(self.scope)!r})", "tokens, scope", ""]
         return "\n".join(lines)
 
@@ -233,15 +234,3 @@ def _shortened(ids: Sequence[int], most: int = 200) -> str:
 
 def _span(told: Any) -> Span | None:
     return None if not told else (int(told[0]), int(told[1]))
-
-
-def _code(prompt: Prompt) -> str:
-    told = {k: v for k, v in vars(prompt).items() if v not in (None, (), {})}
-    return f"wb.Prompt({', '.join(f'{k}={v!r}' for k, v in told.items())})"
-
-
-def _model(model: Model) -> str:
-    if model.name == "in-memory":
-        return "model  # a module of your own: wb.load(module, tokenizer)"
-    backend = model.backend.name
-    return f"wb.load({model.name!r}{'' if backend == 'transformers' else f', backend={backend!r}'})"

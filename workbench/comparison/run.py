@@ -62,7 +62,7 @@ def compare(
     """
     everyone, base, notes = complete(list(arms), control, control_seed)
     options = {"max_new_tokens": max_new_tokens, "stop": stop, "batch_size": batch_size}
-    job = _Job(model, as_prompts(prompts), _metrics(metrics), decoder, options)
+    job = Comparison(model, as_prompts(prompts), checked_metrics(metrics), decoder, options)
     # all that can be refused is refused here: arms may run for hours
     job.refuse(seeds)
     refuse_other_words(everyone, model)
@@ -77,7 +77,7 @@ def compare(
 
 
 def _run(
-    job: _Job, everyone: list[Arm], seeds: Sequence[int], progress: bool
+    job: Comparison, everyone: list[Arm], seeds: Sequence[int], progress: bool
 ) -> tuple[list[Row], list[Generation]]:
     rows: list[Row] = []
     kept: list[Generation] = []
@@ -95,7 +95,7 @@ def _run(
 
 
 @dataclass(frozen=True)
-class _Job:
+class Comparison:
     """What all arms of one comparison share."""
 
     model: Any
@@ -149,7 +149,7 @@ class _Job:
             yield Evidence(from_arm, from_base, check)
 
 
-def _metrics(asked: Sequence[str | Metric]) -> dict[str, Metric]:
+def checked_metrics(asked: Sequence[str | Metric]) -> dict[str, Metric]:
     """Metrics by name, in the order asked."""
     found = {}
     for one in [asked] if isinstance(asked, str | Metric) else asked:

@@ -51,7 +51,7 @@ describe("a curve", () => {
     const path = svg.querySelectorAll("path")[0].getAttribute("d");
     expect(path.match(/M/g).length).toBe(2);
     expect(path).not.toContain("L");
-    expect(svg.getAttribute("aria-label")).toContain("edit: strength -1 0.100 [0.000, 0.200]");
+    expect(svg.getAttribute("aria-label")).toContain("edit: strength -1 0.100 [0, 0.200]");
     expect(svg.getAttribute("aria-label")).toContain("baseline 0.500 [0.400, 0.600]");
   });
 

@@ -1,0 +1,44 @@
+// Arms that are to be trained: a button, the progress, the reward curve of the training and its controls.
+
+import { h } from "../js/dom.js";
+import { curve } from "../js/intervals.js";
+
+/** @param {import("../js/base.js").View} view */
+export function trainings(view) {
+  const element = h("div", { class: "wb-trainings" });
+  let drawn = "";
+  return {
+    element,
+    draw(frame, busy) {
+      const key = JSON.stringify([frame.trainings, busy, view.live, view.spec.train]);
+      if (key === drawn) return; // keep the button that has the focus
+      drawn = key;
+      element.replaceChildren(...frame.trainings.map((training) => panel(view, training, busy)));
+    },
+  };
+}
+
+function panel(view, training, busy) {
+  const asked = view.spec.train.includes(training.name), made = training.runs.every((run) => run.made);
+  const steps = `${training.steps} step${training.steps === 1 ? "" : "s"}`;
+  const button = h("button", { type: "button", disabled: !view.live || asked }, `Train ${steps}`);
+  button.addEventListener("click", () => view.ask({ train: [...view.spec.train, training.name], go: view.spec.go + 1 }));
+  const words = made ? "trained; the result stands in the table, judged without the edits" : asked ? (busy ? "under way" : "asked for; press Continue")
+    : view.live ? "with a seed twin and a control on shuffled rewards" : "not trained; needs a running kernel";
+  return h("fieldset", { class: "wb-training" }, h("legend", {}, `train: ${training.name}`),
+    h("div", { class: "wb-row" }, button, h("span", { class: "wb-quiet" }, words)),
+    ...training.edits.map((text) => h("div", { class: "wb-quiet wb-small" }, `in the rollouts: ${text}`)),
+    ...training.runs.filter((run) => run.error).map((run) => h("div", { class: "wb-wrong" }, `${run.name}: ${run.error}`)),
+    rewards(training));
+}
+
+function rewards(training) {
+  const longest = Math.max(...training.runs.map((run) => run.mean.length));
+  if (!longest) return null;
+  const filled = (values) => Array.from({ length: longest }, (_, i) => values[i] ?? null);
+  const series = training.runs.map((run, kind) => ({ name: run.name, kind, mean: filled(run.mean), low: filled(run.low), high: filled(run.high) }))
+    .filter((one) => one.mean.some((value) => value !== null));
+  const xs = Array.from({ length: longest }, (_, i) => i + 1);
+  return h("div", {}, curve({ label: `reward of ${training.name}`, xs, xName: "step", yName: "mean reward", series }),
+    h("div", { class: "wb-quiet wb-small" }, "Rewards of the rollouts in training, with 95 % intervals over the prompts of a step."));
+}

@@ -1,0 +1,181 @@
+"""REINFORCE: raise the log-probability of completions that were better than the prompt's average.
+
+    loss = - 1/N sum_i (R_i - b_i) log p(y_i | x_i),   b_i the mean reward of the prompt's completions
+
+Shapes: N = prompts_per_step x samples completions a step; rewards `[N]`.
+Units: rewards as the check gives them, 0 or 1; log-probabilities in nats, summed over tokens.
+Source: Williams (1992), Simple statistical gradient-following algorithms for connectionist
+    reinforcement learning, https://doi.org/10.1007/BF00992696.
+Differs from the paper: the baseline is the mean over the completions of the same prompt, its own
+    among them, which scales the expected gradient by (samples - 1) / samples; the update is AdamW's
+    on a clipped gradient. One update a step, so no ratio of old and new policy enters.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench import seeds, tasks
+from workbench.decoding import Sample
+from workbench.errors import WorkbenchError
+from workbench.model import backends
+from workbench.model.tokens import as_prompts
+from workbench.records import Generation, Prompt
+from workbench.rl.base import Check, OnStep, Step, TrainedArm
+from workbench.shapes import Float
+from workbench.tensors import Intervention
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """Plain policy gradient with a mean baseline.
+
+    Attributes:
+        prompts_per_step, samples: prompts of a step, and completions of each.
+        learning_rate: AdamW's; weight decay is 0.
+        max_new_tokens: longest completion.
+        max_grad_norm: a longer gradient is cut to this norm.
+        stop: texts that end a completion.
+    """
+
+    prompts_per_step: int = 8
+    samples: int = 8
+    learning_rate: float = 1e-4
+    max_new_tokens: int = 64
+    max_grad_norm: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def train(
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        steps: int,
+        edits: Iterable[Intervention] = (),
+        seed: int = 0,
+        on_step: OnStep | None = None,
+        check: Check | None = None,
+        *,
+        shuffle_rewards: bool = False,
+    ) -> TrainedArm:
+        """See `Trainer.train`.
+
+        Raises:
+            WorkbenchError: the backend is not transformers, fewer than two samples, or a prompt
+                without a task where no check is given.
+        """
+        asked, edits, check = (
+            self._checked(model, prompts, check),
+            list(edits),
+            check or tasks.check,
+        )
+        policy = trainable_copy(model)
+        weights = [p for p in policy.hf.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0)
+        order, curve = _epochs(asked, self.prompts_per_step, seed), []
+        for i in range(steps):
+            texts = self._sampled(policy, next(order), edits, seeds.derive(seed, "rollout", i))
+            rewards = torch.tensor([float(check(t.prompt, t.text)) for t in texts])
+            rewards = rewards.reshape(-1, self.samples)
+            given = _shuffled(rewards, seeds.derive(seed, "shuffle", i))
+            logprob = completion_logprob(policy, texts, edits)
+            loss = policy_loss(logprob.reshape_as(rewards), given if shuffle_rewards else rewards)
+            optimiser.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
+            optimiser.step()
+            step = Step(i, steps, tuple(rewards.mean(1).tolist()), loss.item(), norm.item())
+            curve.append(step)
+            if on_step is not None:
+                on_step(step)
+        policy.hf.requires_grad_(False)
+        return TrainedArm(policy, tuple(curve))
+
+    def _sampled(
+        self, policy: Any, prompts: list[Prompt], edits: list[Intervention], seed: int
+    ) -> list[Generation]:
+        return policy.generate(
+            [prompt for prompt in prompts for _ in range(self.samples)],
+            edits=edits,
+            decoder=Sample(),
+            seed=seed,
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+        )
+
+    def _checked(self, model: Any, prompts: Any, check: Check | None) -> list[Prompt]:
+        many = as_prompts(prompts)
+        if self.samples < 2:
+            raise _refused("needs a baseline", "at least 2 samples", self.samples, "raise samples")
+        if model.backend.name != "transformers":
+            raise _refused(
+                "trains the module itself",
+                "the backend 'transformers'",
+                model.backend.name,
+                "wb.load(..., backend='transformers')",
+            )
+        if check is None and any(p.task is None or p.answer is None for p in many):
+            raise _refused(
+                "has no reward",
+                "prompts with a task and an answer, or check=",
+                "a prompt without",
+                "make them with workbench.tasks.make",
+            )
+        return many
+
+
+def policy_loss(
+    logprob: Float[Tensor, "prompt sample"], rewards: Float[Tensor, "prompt sample"]
+) -> Tensor:
+    """The scalar whose gradient is minus REINFORCE's. Where all rewards of a prompt are one, it adds 0."""
+    advantage = rewards - rewards.mean(1, keepdim=True)
+    return -(advantage.to(logprob) * logprob).mean()
+
+
+def completion_logprob(
+    policy: Any, texts: Sequence[Generation], edits: Iterable[Intervention]
+) -> Float[Tensor, " sample"]:
+    """Log-probability in nats of each whole completion under the edited policy, with its gradient."""
+    trace = policy.run(
+        [t.prompt for t in texts], edits=list(edits), completions=[t.ids for t in texts], grad=True
+    )
+    sums = []
+    for row, text in enumerate(texts):
+        # left padding: the last column decides a token that nobody drew
+        logits = trace.logits[row, -len(text.ids) - 1 : -1].float()
+        ids = torch.tensor(text.ids, device=logits.device)[:, None]
+        sums.append(logits.log_softmax(-1).gather(1, ids).sum())
+    return torch.stack(sums)
+
+
+def trainable_copy(model: Any) -> Any:
+    """A model of its own weights, which ask for gradients; the original shares nothing with it."""
+    hf = copy.deepcopy(model.hf).requires_grad_(True)
+    made = backends.make("transformers", hf, model.layout, model.dims, model.tokenizer)
+    return replace(model, hf=hf, backend=made, name=f"{model.name} (trained)")
+
+
+def _epochs(prompts: list[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
+    """Batches without end; every prompt once before any comes again."""
+    rng, waiting = random.Random(seeds.derive(seed, "order")), []
+    while True:
+        while len(waiting) < size:
+            waiting += rng.sample(prompts, len(prompts))
+        batch, waiting = waiting[:size], waiting[size:]
+        yield batch
+
+
+def _shuffled(rewards: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(rewards.numel(), generator=generator)
+    return rewards.flatten()[order].reshape_as(rewards)
+
+
+def _refused(wrong: str, expected: str, got: object, do: str) -> WorkbenchError:
+    return WorkbenchError("Reinforce.train", wrong, expected=expected, got=got, do=do)
