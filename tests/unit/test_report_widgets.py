@@ -290,12 +290,12 @@ def figure_notebook() -> NotebookNode:
 
 
 def test_a_figure_without_a_picture_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stills, "of", lambda figures: [None] * len(figures))
+    monkeypatch.setattr(stills, "of_figures", lambda figures: [None] * len(figures))
     notebook = figure_notebook()
     bare, kept = share.static(notebook).cells[0].outputs
     assert "without a static picture" in bare.data["text/html"]
     assert kept.data == notebook.cells[0].outputs[1].data
-    monkeypatch.setattr(stills, "of", lambda figures: ["cG5n"] * len(figures))
+    monkeypatch.setattr(stills, "of_figures", lambda figures: ["cG5n"] * len(figures))
     shared = share.static(notebook)
     assert shared.cells[0].outputs[0].data["image/png"] == "cG5n"
     assert "text/html" not in shared.cells[0].outputs[0].data

@@ -117,7 +117,7 @@ class RolloutBoard(Filling):
         metrics = list(board.job.metrics.values())
         return compare_code(board.model, board.prompts, board.plain, trained, metrics, options)
 
-    def precompute(self, grid: Any = None) -> RolloutBoard:  # noqa: ARG002
+    def precompute(self, grid: Any = None) -> RolloutBoard:
         """Fill what is missing and wait: the frame then holds all that a page without a kernel shows."""
         self.go_on()
         self.settle()

@@ -133,7 +133,7 @@ class SweepExplorer(Filling):
             self._sweep.model, self._sweep.prompts, self.to_record(), metrics, self._asked
         )
 
-    def precompute(self, grid: Any = None) -> SweepExplorer:  # noqa: ARG002
+    def precompute(self, grid: Any = None) -> SweepExplorer:
         """Fill every cell and wait: the frame then holds all that a page without a kernel shows."""
         self.go_on()
         self.settle()
@@ -141,7 +141,7 @@ class SweepExplorer(Filling):
 
     # --- filling -------------------------------------------------------------------------------
 
-    def _next(self, spec: Mapping[str, Any], held: bool) -> Point | None:  # noqa: ARG002
+    def _next(self, spec: Mapping[str, Any], held: bool) -> Point | None:
         done, chosen = self._sweep.done, self.chosen
         if BASE not in done:
             return BASE
@@ -153,7 +153,7 @@ class SweepExplorer(Filling):
         # the chosen layer's curve first, its control with it
         return min(missing, key=lambda p: (p.layer != chosen.layer, p.control), default=None)
 
-    def _piece(self, piece: Point, job: worker.Job) -> None:  # noqa: ARG002
+    def _piece(self, piece: Point, job: worker.Job) -> None:
         self._sweep.cell(piece)
 
     def _counted(self) -> tuple[int, int]:

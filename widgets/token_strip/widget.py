@@ -158,7 +158,7 @@ class TokenStrip(Widget):
         inner = ",\n    ".join(parts)
         return f"from workbench_widgets import TokenStrip\n\nTokenStrip(\n    {inner},\n)\n"
 
-    def precompute(self, grid: Any = None) -> TokenStrip:  # noqa: ARG002 - all of it is there
+    def precompute(self, grid: Any = None) -> TokenStrip:
         """Nothing is left to compute: a page without a kernel shows every row."""
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from workbench.shapes import Float, Int, Tensor
 
@@ -11,7 +11,7 @@ from workbench.shapes import Float, Int, Tensor
 class Decoder(Protocol):
     """Chooses one token per row. Stateless, so rows may be dropped between steps."""
 
-    random: bool
+    random: ClassVar[bool]
     """Whether `choose` needs noise."""
 
     def choose(

@@ -78,10 +78,11 @@ def report(
         provenance = Provenance.of(source, given, done, ledger.read(seen))
     refuse_stale(done, source.name)
     made: dict[Path, bytes] = {}
+    whole = page(done, source, provenance)
     if target is not None:
-        made[target] = page(done, source, provenance).encode()
+        made[target] = whole.encode()
     if static is not None:
-        made[static] = share.notebook_bytes(done)
+        made[static] = share.notebook_bytes(done, whole)
     for file, data in made.items():
         write_atomically(file, data)
     return next(iter(made))

@@ -23,16 +23,16 @@ RUN_ONLY = ("execution", "papermill", "collapsed", "ExecuteTime")
 """Metadata that runs leave in a cell."""
 
 
-def notebook_bytes(done: NotebookNode) -> bytes:
-    """The file of an executed notebook to share."""
-    return nbformat.writes(static(done)).encode()
+def notebook_bytes(done: NotebookNode, page_html: str) -> bytes:
+    """The file of an executed notebook to share; `page_html` is its page, with its widgets."""
+    return nbformat.writes(static(done, page_html)).encode()
 
 
-def static(done: NotebookNode) -> NotebookNode:
+def static(done: NotebookNode, page_html: str = "") -> NotebookNode:
     """A copy of an executed notebook in which every output is a picture, markup or text.
 
-    Plotly figures stay, for JupyterLab, each beside a PNG of it; where no Chromium is found to draw
-    it, a sentence stands there.
+    A widget becomes a PNG of itself. Plotly figures stay, for JupyterLab, each beside a PNG of it.
+    Without a Chromium to draw them a widget's own static markup and a sentence stand there.
     """
     notebook = deepcopy(done)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -44,8 +44,14 @@ def static(done: NotebookNode) -> NotebookNode:
         _tidy(cell, index)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not is_progress_bar(o.get("data", {}))]
-            for node in cell.outputs:
-                _without_view(node)
+    views = [
+        n for cell in notebook.cells for n in cell.get("outputs", ()) if VIEW in n.get("data", {})
+    ]
+    pictures = stills.of_widgets(
+        page_html, [n.data[VIEW]["model_id"] for n in views] if page_html else []
+    )
+    for node in views:
+        _without_view(node, pictures.get(node.data[VIEW]["model_id"]))
     _with_stills([n for cell in notebook.cells for n in cell.get("outputs", ())])
     return notebook
 
@@ -62,15 +68,20 @@ def _tidy(cell: NotebookNode, index: int) -> None:
         cell["id"] = f"cell-{index:02d}"
 
 
-def _without_view(node: NotebookNode) -> None:
-    data: dict[str, Any] = node.get("data", {})
-    if data.pop(VIEW, None) is not None and not data:
+def _without_view(node: NotebookNode, picture: str | None) -> None:
+    data: dict[str, Any] = node.data
+    del data[VIEW]
+    if picture is not None:
+        # markup would be shown in its place, without its colours where a host strips styles
+        data.pop("text/html", None)
+        data["image/png"] = picture
+    if not data:
         data["text/plain"] = "a widget, which needs a running kernel"
 
 
 def _with_stills(nodes: list[NotebookNode]) -> None:
     bare = [n for n in nodes if PLOTLY in n.get("data", {}) and "image/png" not in n.data]
-    for node, picture in zip(bare, stills.of([n.data[PLOTLY] for n in bare]), strict=True):
+    for node, picture in zip(bare, stills.of_figures([n.data[PLOTLY] for n in bare]), strict=True):
         if picture is not None:
             node.data["image/png"] = picture
         else:
