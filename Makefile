@@ -12,13 +12,14 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 LAB_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help lab report report-all test test-all lint format bench clean
+.PHONY: help lab report report-all test test-all test-js widgets lint format bench clean
 
 help:
 	@echo 'make lab         open JupyterLab on notebooks/00_start_here.ipynb'
 	@echo 'make report      run that notebook into reports/00_start_here.html'
 	@echo 'make report-all  the same for every notebook'
 	@echo 'make test        the test suite        make test-all  with the slow matrix'
+	@echo 'make widgets     build widgets/*/widget.js   make test-js   their tests; both need npm'
 	@echo 'make lint        ruff and pyright      make format    ruff, writing'
 	@echo 'make bench       benchmarks, rewrites tests/benchmarks/RESULTS.md'
 	@echo 'make clean       remove .venv, reports and caches'
@@ -37,6 +38,17 @@ test: .venv/test.stamp
 
 test-all: .venv/test.stamp
 	$(PYTEST) -m 'slow or not slow' $(PYTEST_ARGS)
+
+# Installing and running need no npm: the built modules are committed.
+node_modules/.package-lock.json: package-lock.json
+	npm ci --no-audit --no-fund
+	@touch $@
+
+widgets: node_modules/.package-lock.json
+	node widgets/js/build.js
+
+test-js: node_modules/.package-lock.json
+	npx vitest run --dir widgets
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,11 @@ LOCAL = ("http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "data:", "blo
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
     "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
+    # else it asks in a corner, over what lies there
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
 }
 START_S = 90
 
@@ -58,15 +63,25 @@ class Server:
 
 
 @contextmanager
-def lab(home: Path, *options: str) -> Iterator[Server]:
-    """`workbench lab --no-browser` with its configuration under `home`, stopped at the end."""
+def lab(
+    home: Path,
+    *options: str,
+    settings: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """`workbench lab --no-browser` with its configuration under `home`, stopped at the end.
+
+    Args:
+        settings: more of JupyterLab's settings files, by name.
+        environment: more variables, for the server and its kernels.
+    """
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "workbench", "lab", "--no-browser", "--allow-root"]
     flags = ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--IdentityProvider.token={token}"]
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, *flags, *options],
-            env=_environment(home),
+            env={**_environment(home, settings or {}), **(environment or {})},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -77,13 +92,13 @@ def lab(home: Path, *options: str) -> Iterator[Server]:
             _stop(process)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     names = ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
     names += ("JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
     folders = {name: home / name.lower() for name in names}
     for folder in folders.values():
         folder.mkdir(exist_ok=True)
-    for name, value in SETTINGS.items():
+    for name, value in {**SETTINGS, **settings}.items():
         file = folders["JUPYTERLAB_SETTINGS_DIR"] / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(value))
@@ -138,12 +153,17 @@ def browser(profile: Path, **options: Any) -> Iterator[tuple[Any, Seen]]:
         )
         context.route(re.compile(""), lambda route: _only_local(route, seen))
         page = context.new_page()
-        page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        watch(page, seen)
         try:
             yield page, seen
         finally:
             context.close()
+
+
+def watch(page: Any, seen: Seen) -> None:
+    """Note what goes wrong in a page."""
+    page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
 
 
 def _only_local(route: Any, seen: Seen) -> None:

@@ -1,0 +1,17 @@
+"""One small instance of every widget, as a cell of the prepared notebook makes it."""
+
+from __future__ import annotations
+
+WIDGETS = {
+    "LiveEdit": "LiveEdit(model, prompts, [push], max_new_tokens=4)",
+    "RunPanel": "RunPanel(model)",
+    "LensGrid": "widgets.LensGrid(model, prompts[0], [push])",
+    "AttentionView": "widgets.AttentionView(model, prompts[0], [push])",
+    "PromptBar": "widgets.PromptBar(model, prompts[0], prompts[1])",
+    "TokenStrip": "widgets.TokenStrip(['a', ' b', 'c'], {'p': [0.1, 0.5, 0.9], 'q': [-1.0, None, 1.0]})",
+    "SweepExplorer": "widgets.SweepExplorer(model, prompts, lambda layer: Intervention('custom', 'affine', "
+    "{f'L{layer}.resid_post': {'shift': shift}}, unit='x', params={}, model=model.fingerprint_shape, "
+    "name='push'), layers=[1, 3], strengths=[1, 2], max_new_tokens=4)",
+    "RolloutBoard": "widgets.RolloutBoard(model, prompts, [wb.Arm('steered', [push])], seeds=(0, 1), "
+    "max_new_tokens=4)",
+}
