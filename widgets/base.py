@@ -118,7 +118,8 @@ class Widget(anywidget.AnyWidget):
         with self._turn:
             self._pending += 1
             number = self._pending
-            self._say("queued", requested_seq=self.seq + 1)
+            free = not worker.jobs()
+            self._say("running" if free else "queued", requested_seq=self.seq + 1)
         return worker.submit(
             lambda job: self._computed(spec, job),
             key=("widget", id(self)),
@@ -143,7 +144,8 @@ class Widget(anywidget.AnyWidget):
 
     def _computed(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
         self._job, self._began = job, time.perf_counter()
-        self._say("running", force=False)
+        if self.status["state"] != "running":
+            self._say("running")
         frame = self._frame(spec, job)
         self._took_ms = 1000 * (time.perf_counter() - self._began)
         return {"of": spec, **frame}

@@ -1,7 +1,7 @@
 """A Python widget in a real browser without a Jupyter server: the same two ends, a queue in between.
 
 Seconds faster than JupyterLab, so most tests of what a user sees run here. JupyterLab itself, its
-threads and its keys are in test_widgets_in_lab.py.
+threads and its keys are in tests/e2e/lab.
 """
 
 from __future__ import annotations

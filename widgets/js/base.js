@@ -15,6 +15,7 @@ const LINK = "workbench-selection";
  *   name: string,
  *   build: (view: View) => void,                          make the elements, once
  *   draw: (view: View, frame: any) => void,               show a frame; called on every new one
+ *   empty?: (view: View) => void,                         show the controls where the first frame failed
  *   pick?: (sweep: any, spec: any, view: View) => any,    the frame of a spec among precomputed ones
  *   pictures?: (view: View) => {svg?: () => string, csv?: () => string},
  *   debug?: (view: View) => any,
@@ -39,7 +40,7 @@ export class View {
     this.stop = h("button", { class: "wb-cancel", type: "button", hidden: true }, "Cancel");
     this.tools = h("span", { class: "wb-tools" });
     this.problem = h("div", { class: "wb-problem", role: "alert", hidden: true });
-    this.root = h("div", { class: `wb wb-${widget.name}` }, this.problem, this.body,
+    this.root = h("div", { class: `wb wb-${widget.name}`, tabindex: -1 }, this.problem, this.body,
       h("div", { class: "wb-foot" }, this.words, this.state, this.stop, this.tools));
     el.replaceChildren(this.root);
     this.root.__debug = () => ({
@@ -126,6 +127,9 @@ export class View {
     target.addEventListener(type, handler, { signal: this.signal, ...options });
   }
 
+  /** Do this when the view goes away. */
+  atEnd(act) { this.signal.addEventListener("abort", act, { once: true }); }
+
   // --- life ---------------------------------------------------------------------------------
 
   start() {
@@ -153,12 +157,12 @@ export class View {
     this.setMode(false);
     this.hello();
     const beat = setInterval(() => this.beat(), BEAT_EVERY_MS);
-    this.signal.addEventListener("abort", () => clearInterval(beat));
+    this.atEnd(() => clearInterval(beat));
   }
 
   on(name, handler) {
     this.model.on(name, handler);
-    this.signal.addEventListener("abort", () => this.model.off(name, handler));
+    this.atEnd(() => this.model.off(name, handler));
   }
 
   hello() {
@@ -232,15 +236,18 @@ export class View {
     const ended = status.state === "cancelled" ? "cancelled"
       : status.t_model_ms ? `model ${Math.round(status.t_model_ms)} ms` : "";
     this.state.textContent = busy ? `${status.state}${part} ${status.msg || ""}` : ended;
+    // a hidden button gives the focus to the page, where JupyterLab would take the next "dd"
+    if (!busy && document.activeElement === this.stop) this.root.focus();
     this.stop.hidden = !busy;
     this.problem.hidden = status.state !== "error";
     this.problem.textContent = status.state === "error" ? status.msg : "";
     this.root.dataset.state = status.state ?? "idle";
+    if (status.state === "error" && !this.frame) this.redraw();
   }
 
   redraw() {
     const frame = this.frame;
-    if (!frame) return;
+    if (!frame) return void this.widget.empty?.(this);
     this.widget.draw(this, frame);
     this.root.dataset.seq = String(this.model.get("seq"));
   }
@@ -249,7 +256,7 @@ export class View {
     const again = () => this.redraw();
     const observer = new MutationObserver(again);
     observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
-    this.signal.addEventListener("abort", () => observer.disconnect());
+    this.atEnd(() => observer.disconnect());
     const dark = globalThis.matchMedia?.("(prefers-color-scheme: dark)");
     if (dark) this.listen(dark, "change", again);
   }

@@ -125,7 +125,7 @@ class Grid {
     if (globalThis.ResizeObserver) {
       const observer = new ResizeObserver(() => this.redraw());
       observer.observe(this.scroll);
-      view.signal.addEventListener("abort", () => observer.disconnect());
+      view.atEnd(() => observer.disconnect());
     }
   }
 

@@ -60,6 +60,10 @@ const liveEdit = {
     view.root.dataset.done = String(Boolean(frame.done));
     view.pins.textContent = view.spec.pins.length ? `pinned: ${view.spec.pins.map((p) => p.name).join(", ")}` : "";
   },
+  empty(view) {
+    syncRows(view, change);
+    syncSettings(view);
+  },
   pick(sweep, spec) {
     const row = spec.rows[sweep.row];
     return { ...sweep.shared, ...sweep.frames[nearest(sweep.grid, row.on ? row.strength : 0)] };

@@ -158,7 +158,7 @@ class LiveEdit(Widget):
             return shown | {"base": base, "edited": base, "done": True}
         stream = self._streamer(spec, {**shown, "base": base}, "edited", job)
         edited = self._generated(spec, which, edits, decoder, stream)
-        if edited is None:
+        if edited is None or job.superseded():
             return shown | {"base": base}
         full = figures.continuation(self._model, prompt, edited, edits)
         return shown | {"base": base, "edited": full, "done": True}

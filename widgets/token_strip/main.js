@@ -49,7 +49,7 @@ const widget = {
 
 function numbers(frame, place) {
   const sides = frame.summaries[place], two = sides.length > 1;
-  const head = h("tr", {}, h("th", {}, two ? "text" : ""), ...["tokens", "mean", "min", "max"].map((name) => h("th", {}, name)));
+  const head = h("tr", {}, two ? h("th", {}, "text") : h("td"), ...["tokens", "mean", "min", "max"].map((name) => h("th", {}, name)));
   return [head, ...sides.map((one, k) => h("tr", {}, h("th", {}, two ? ["upper", "lower"][k] : frame.names[place]),
     h("td", {}, String(one.n)), ...["mean", "min", "max"].map((key) => h("td", {}, short(one[key])))))];
 }

@@ -6,7 +6,7 @@ import { sequential } from "../palette.js";
 
 function viewOf() {
   const stop = new AbortController();
-  return { theme: { ink: "#000", paper: "#fff", line: "#ccc", accent: "#06c" }, signal: stop.signal,
+  return { theme: { ink: "#000", paper: "#fff", line: "#ccc", accent: "#06c" }, signal: stop.signal, atEnd: () => {},
     listen: (target, type, handler) => target.addEventListener(type, handler) };
 }
 
