@@ -67,13 +67,17 @@ class Widget(anywidget.AnyWidget):
         self._pending = 0
         super().__init__(spec={"v": 1, **spec}, meta=dict(meta), link=link)
         self.on_msg(self._message)
-        self.observe(lambda _: self.refresh(), "spec")
+        self.observe(self._asked, "spec")
 
     # --- what a subclass says ------------------------------------------------------------------
 
     def _frame(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
         """The frame of a spec; runs on the worker. May call `self._show(part)` on the way."""
         raise NotImplementedError
+
+    def _needs_frame(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        """Whether a change of the spec asks for another frame."""
+        return True
 
     def _fetch(self, what: str, arguments: Mapping[str, Any], job: worker.Job) -> Mapping[str, Any]:
         """A part that is too large for every frame; runs on the worker."""
@@ -112,6 +116,10 @@ class Widget(anywidget.AnyWidget):
         """Change the spec from Python, as the browser does."""
         self.spec = {**self.spec, **changes}
 
+    def _asked(self, change: Mapping[str, Any]) -> None:
+        if self._needs_frame(change["old"], change["new"]):
+            self.refresh()
+
     def refresh(self) -> worker.Job:
         """Ask for the frame of the present spec; the latest request wins."""
         spec = dict(self.spec)
@@ -128,7 +136,6 @@ class Widget(anywidget.AnyWidget):
             on_error=self._failed,
             on_cancel=lambda: self._say("cancelled", msg="cancelled"),
             on_progress=self._tell_progress,
-            cancel_running=self._cancels(),
         )
 
     def settle(self, timeout_s: float | None = None) -> None:
@@ -137,10 +144,6 @@ class Widget(anywidget.AnyWidget):
 
     def _cancel(self) -> None:
         worker.cancel(("widget", id(self)))
-
-    def _cancels(self) -> bool:
-        """Whether a new request stops the running one: for frames that take seconds."""
-        return False
 
     def _computed(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
         self._job, self._began = job, time.perf_counter()
@@ -163,12 +166,13 @@ class Widget(anywidget.AnyWidget):
             self.data, self.seq = packed, self.seq + 1
             self.status = {
                 **(IDLE if settled else self.status),
-                "state": "idle" if settled else "running",
+                # an outdated frame knows nothing of the request that waits, or was cancelled
+                "state": "idle" if settled else self.status["state"] if last else "running",
                 "requested_seq": self.seq if settled else self.seq + 1,
                 "t_model_ms": round(self._took_ms, 3),
             }
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         words = str(error) if isinstance(error, WorkbenchError) else _in_words(error)
         self._say("error", requested_seq=self.seq, msg=words)
 
@@ -189,21 +193,41 @@ class Widget(anywidget.AnyWidget):
         """As in ipywidgets, one thread at a time: the worker publishes meanwhile."""
         with self._turn:
             super().set_state(sync_data)
+        if "spec" in sync_data:
+            # a status that stays equal is not sent, and the browser waits for a sign
+            self.send({"type": "beat"})
+
+    def notify_change(self, change: Any) -> None:
+        """As in ipywidgets, one thread at a time: `hold_sync` is no lock."""
+        with self._turn:
+            super().notify_change(change)
+
+    def close(self) -> None:
+        """Stop its work and go."""
+        if self.comm is not None:
+            worker.cancel(("widget", id(self)))
+        super().close()
 
     # --- messages ------------------------------------------------------------------------------
 
     def _message(self, _widget: Any, content: Any, _buffers: Any) -> None:
         kind = content.get("type") if isinstance(content, dict) else None
         if kind == "hello":
-            self.send({"type": "ack"})
-            # a module that came late has missed what was sent meanwhile
-            self.send_state()
+            # a module that came late has missed what was sent meanwhile; the spec is the user's own
+            with self._turn:
+                self.send({"type": "ack"})
+                self.send_state(["meta", "sweep", "data", "status", "seq"])
+            self._heard()
         elif kind == "beat":
             self.send({"type": "beat"})
+            self._heard()
         elif kind == "cancel":
             self._cancel()
         elif kind == "fetch":
             self._answer(content)
+
+    def _heard(self) -> None:
+        """A browser shows this widget."""
 
     def _answer(self, content: dict[str, Any]) -> None:
         what, wanted = str(content.get("what")), content.get("id")
@@ -215,7 +239,7 @@ class Widget(anywidget.AnyWidget):
 
         worker.submit(
             lambda job: pack(self._fetch(what, content.get("arguments") or {}, job)),
-            key=("widget", id(self), what),
+            key=("widget", id(self), what, str(wanted)),
             label=f"{type(self).__name__}.{what}",
             on_result=lambda packed: reply(buffer=packed),
             on_error=lambda error: reply(error=str(error)),
@@ -241,7 +265,7 @@ def _style(folder: str) -> str:
     return "\n".join(file.read_text("utf-8") for file in files if file.is_file())
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     name = type(error).__name__
     if "out of memory" in str(error).lower():
         return f"{name}: the device ran out of memory; use fewer or shorter prompts"

@@ -18,15 +18,21 @@ FOLDER = "edits"
 """Where fitted edits are written, beside the notebook."""
 
 
-def model_code(model: Model) -> str:
-    """The expression that loads the model again; a comment where only its maker can."""
-    if model.name == "in-memory":
-        return "model  # a module of your own: wb.load(module, tokenizer)"
-    said = f"wb.load({model.name!r}"
+def model_code(model: Model) -> str | None:
+    """The expression that loads the model again; None where only its maker can."""
+    if model.source is None:
+        return None
+    said = f"wb.load({model.source!r}"
     said += f", backend={model.backend.name!r}" if model.backend.name != "transformers" else ""
     dtype, device = str(model.dtype).removeprefix("torch."), str(model.device)
     said += f", dtype={dtype!r}" if dtype != "float32" else ""
     return f"{said}, device={device!r})"
+
+
+def model_line(model: Model, name: str = "model") -> str:
+    """The line that makes `name`, or a comment that says who has to."""
+    said = model_code(model)
+    return f"{name} = {said}" if said else f"# {name} = wb.load(module, tokenizer): a module of your own"
 
 
 def prompt_code(prompt: Prompt) -> str:

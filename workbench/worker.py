@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,10 +52,10 @@ class Job:
     i: int = 0
     n: int = 0
     note: str = ""
-    error: Exception | None = None
+    error: BaseException | None = None
     took_ms: float = 0.0
     on_result: Callable[[Any], None] | None = field(default=None, repr=False)
-    on_error: Callable[[Exception], None] | None = field(default=None, repr=False)
+    on_error: Callable[[BaseException], None] | None = field(default=None, repr=False)
     on_cancel: Callable[[], None] | None = field(default=None, repr=False)
     on_progress: Callable[[], None] | None = field(default=None, repr=False)
     tell: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -107,28 +108,23 @@ class Job:
             TimeoutError: it takes longer than `timeout_s` seconds.
             Exception: whatever the work raised.
         """
-        if not self.done() and threading.current_thread().name == THREAD:
-            raise WorkbenchError(
-                "job.result",
-                "waits for the thread that it runs on",
-                expected="a call from a cell",
-                got=f"a call from {THREAD}",
-                do="submit the work that needs it as on_result",
-            )
+        if not self.done():
+            _refuse_own_thread("job.result")
         try:
             if bar:
-                self._draw_bar()
-            if not self._ended.wait(timeout_s):
+                self._draw_bar(timeout_s)
+            if not self._ended.wait(0 if bar else timeout_s):
                 raise TimeoutError(f"{self.label} takes longer than {timeout_s} s")
         except KeyboardInterrupt:
             self.cancel()
             raise
         return self._outcome()
 
-    def _draw_bar(self) -> None:
+    def _draw_bar(self, timeout_s: float | int | None) -> None:
         """From the waiting thread: a bar drawn by another one lands in whichever cell ran last."""
+        end_s = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
         with tqdm(desc=self.label, total=self.n or None, disable=headless()) as shown:
-            while not self._ended.wait(POLL_S):
+            while not self._ended.wait(POLL_S) and time.monotonic() < end_s:
                 shown.total, shown.n = self.n or None, self.i
                 shown.set_postfix_str(self.note)
 
@@ -164,8 +160,11 @@ class Job:
             self.state = "done"
         except Cancelled:
             self.state = "cancelled"
-        except Exception as error:
+        except BaseException as error:
             self.state, self.error = "error", error
+            if threading.current_thread().name != THREAD and not isinstance(error, Exception):
+                self._ended.set()  # headless, an interrupt is the cell's
+                raise
         self.end()
 
     def end(self) -> None:
@@ -179,7 +178,11 @@ class Job:
             elif self.state == "cancelled" and self.on_cancel is not None:
                 self.on_cancel()
         except Exception as error:
+            told = self.state == "error"
             self.state, self.error = "error", error
+            if self.on_error is not None and not told:
+                with suppress(Exception):
+                    self.on_error(error)
         finally:
             self._ended.set()
 
@@ -187,15 +190,36 @@ class Job:
 THREAD = "model-worker"
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What is remembered of an ended job; not its result, which may be gigabytes."""
+
+    key: Hashable
+    label: str
+    state: str
+    i: int
+    n: int
+    note: str
+    took_ms: float
+    error: str
+    left_s: float | None = None
+
+    @classmethod
+    def of(cls, job: Job) -> Ended:
+        """The record of a job that has ended."""
+        error = "" if job.error is None else f"{type(job.error).__name__}: {job.error}"
+        return cls(job.key, job.label, job.state, job.i, job.n, job.note, job.took_ms, error)
+
+
 class Worker:
     """A queue, its thread, and what became of the last jobs.
 
     Attributes:
-        history: the last 50 ended jobs.
+        history: what became of the last 50 jobs.
     """
 
     def __init__(self) -> None:
-        self.history: deque[Job] = deque(maxlen=50)
+        self.history: deque[Ended] = deque(maxlen=50)
         self._waiting: OrderedDict[Hashable, Job] = OrderedDict()
         self._running: Job | None = None
         self._changed = threading.Condition()
@@ -210,10 +234,9 @@ class Worker:
         key: Hashable | None = None,
         label: str = "",
         on_result: Callable[[Any], None] | None = None,
-        on_error: Callable[[Exception], None] | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
         on_cancel: Callable[[], None] | None = None,
         on_progress: Callable[[], None] | None = None,
-        cancel_running: bool = False,
     ) -> Job:
         """Put `work(job)` into the queue; headless, do it at once.
 
@@ -221,7 +244,6 @@ class Worker:
             key: replaces a waiting job of this key, which ends as cancelled. None: its own.
             on_result, on_error, on_cancel: called on the worker's thread when it has ended.
             on_progress: called there after every `job.progress`.
-            cancel_running: also cancel the running job of this key: for work that takes seconds.
         """
         key = ("job", next(self._numbers)) if key is None else key
         job = Job(work, key, label or getattr(work, "__name__", "job"))
@@ -230,14 +252,12 @@ class Worker:
         job.later = lambda: key in self._waiting
         if headless():
             job.run()
-            self.history.append(job)
+            self.history.append(Ended.of(job))
             self._tell()
             return job
         with self._changed:
             replaced = self._waiting.get(key)
             self._waiting[key] = job
-            if cancel_running and self._running is not None and self._running.key == key:
-                self._running.cancel()
             self._ensure_thread()
             self._changed.notify_all()
         if replaced is not None:
@@ -266,7 +286,7 @@ class Worker:
         for job in hit:
             job.state = "cancelled"
             job.end()
-            self.history.append(job)
+            self.history.append(Ended.of(job))
         self._tell()
         return count
 
@@ -276,6 +296,7 @@ class Worker:
         Raises:
             TimeoutError: it takes longer than `timeout_s` seconds.
         """
+        _refuse_own_thread("worker.settle")
         with self._changed:
             if not self._changed.wait_for(lambda: not (self._running or self._waiting), timeout_s):
                 raise TimeoutError(f"the worker is not done after {timeout_s} s")
@@ -283,7 +304,11 @@ class Worker:
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back when a job comes, starts or ends; returns what stops it."""
         self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback) if callback in self._listeners else None
+        return lambda: self._forget(callback)
+
+    def _forget(self, callback: Callable[[], None]) -> None:
+        with suppress(ValueError):
+            self._listeners.remove(callback)
 
     def _ensure_thread(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -300,8 +325,9 @@ class Worker:
             job.run()
             with self._changed:
                 self._running = None
-                self.history.append(job)
+                self.history.append(Ended.of(job))
                 self._changed.notify_all()
+            del job
             self._tell()
 
     def _tell(self) -> None:
@@ -309,7 +335,18 @@ class Worker:
             try:
                 callback()
             except Exception:  # a panel that cannot draw must not stop the model
-                self._listeners.remove(callback)
+                self._forget(callback)
+
+
+def _refuse_own_thread(where: str) -> None:
+    if threading.current_thread().name == THREAD:
+        raise WorkbenchError(
+            where,
+            "waits for the thread that it runs on",
+            expected="a call from a cell",
+            got=f"a call from {THREAD}",
+            do="submit the work that needs it as on_result",
+        )
 
 
 def headless() -> bool:

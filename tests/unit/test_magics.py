@@ -83,7 +83,7 @@ def test_status_of_ended_jobs_has_their_time_and_their_error(
     _, good, failed, nothing, *_ = say(shell, "", capsys).splitlines()
     assert good.split()[:3] == ["good", "good", "done"]
     assert 50 <= float(good.split()[-1]) < 5000
-    assert "error: ZeroDivisionError('division by zero')" in failed
+    assert "error: ZeroDivisionError: division by zero" in failed
     assert nothing == "nothing runs or waits"
 
 

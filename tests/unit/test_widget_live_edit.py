@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,120 @@ def test_trained_weights_are_noticed() -> None:
         next(model.hf.parameters()).mul_(1.5)
     live.refresh()
     assert live.frame["base"]["logprobs"] != before
+
+
+def test_rows_made_on_the_spot_follow_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wb.load(tiny.module("llama"), tiny.tokenizer())
+    live = LiveEdit(model, ["abc", "xyz"], max_new_tokens=4)
+    row = {"id": "m1", "make": {"operation": "mean", "site": "L1.mlp_out"}, "label": "mean"}
+    row |= {"site": "L1.mlp_out", "strength": 1.0, "on": True, "scope": "all", "range": [0, 1]}
+    live.ask(rows=[row])
+    with torch.no_grad():
+        next(model.hf.parameters()).mul_(1.5)
+    live.refresh()
+    names: dict[str, Any] = {"model": model}
+    exec(live.to_code(str(tmp_path)), names)
+    assert list(names["generation"].logprobs) == live.frame["edited"]["logprobs"]
+
+
+def test_a_row_handed_to_another_widget_is_data_there(tmp_path: Path) -> None:
+    model = tiny.model()
+    one = LiveEdit(model, ["abc", "xyz"])
+    row = {"id": "m1", "make": {"operation": "mean", "site": "L1.mlp_out"}, "label": "mean"}
+    one.ask(rows=[row | {"site": "", "strength": 1.0, "on": True, "scope": "all", "range": [0, 1]}])
+    other = LiveEdit(model, ["qq"], one.to_record(), max_new_tokens=4)
+    names: dict[str, Any] = {"model": model}
+    exec(other.to_code(str(tmp_path)), names)
+    assert list(names["generation"].logprobs) == other.frame["edited"]["logprobs"]
+
+
+def test_a_scope_that_only_the_continuation_reaches_is_no_error() -> None:
+    model = tiny.model()
+    live = LiveEdit(model, "abc", [push(model).within("span(6, 9)")], max_new_tokens=8)
+    (text,) = model.generate(["abc"], [push(model).within("span(6, 9)")], max_new_tokens=8)
+    assert live.status["state"] == "idle"
+    assert live.frame["next"]["kl_nats"] == 0
+    assert tuple(live.frame["edited"]["ids"]) == text.ids
+
+
+def test_the_next_token_does_not_wait_for_a_long_base_continuation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    model, choose = tiny.model(), wb.decoding.Greedy.choose
+    monkeypatch.setattr(wb.decoding.Greedy, "choose", lambda *a: time.sleep(0.05) or choose(*a))
+    live = LiveEdit(model, "abc", [push(model)], max_new_tokens=100)
+    time.sleep(0.3)
+    began = time.monotonic()
+    live.ask(rows=[{**live.spec["rows"][0], "strength": -1.0}])
+    while not live.frame or live.frame["of"]["rows"][0]["strength"] != -1.0:
+        assert time.monotonic() - began < 1.0
+        time.sleep(0.01)
+    live.close()
+
+
+def test_a_pin_computes_nothing_and_a_sweep_of_another_setting_is_dropped() -> None:
+    model = tiny.model()
+    live = LiveEdit(model, ["abc", "de"], [push(model)], max_new_tokens=2).precompute([0, 1])
+    seq = live.seq
+    live.pin()
+    assert live.seq == seq and live.sweep
+    live.ask(rows=[{**live.spec["rows"][0], "strength": 0.5}])
+    assert live.sweep, "the slider that it moves may stand anywhere"
+    live.ask(prompt=1)
+    assert live.sweep == b""
+
+
+def test_pin_names_never_collide() -> None:
+    live = LiveEdit(tiny.model(), "abc").pin("pin 2").pin().pin()
+    assert [arm.name for arm in live.arms()] == ["base", "pin 2", "pin 1", "pin 3"]
+    with pytest.raises(wb.WorkbenchError, match="taken"):
+        live.pin("base")
+
+
+@pytest.mark.parametrize("site", ["L1.pattern[head=1]", "L1.attn_scores"])
+def test_attention_can_be_set_to_zero_whatever_the_length(site: str) -> None:
+    live = LiveEdit(tiny.model(), ["abc", "defghij"], max_new_tokens=3)
+    row = {"id": "m1", "make": {"operation": "zero", "site": site}, "label": "zero", "site": site}
+    live.ask(rows=[row | {"strength": 1.0, "on": True, "scope": "all", "range": [0, 1]}])
+    assert live.status["state"] == "idle", live.status["msg"]
+
+
+def test_a_token_that_both_rule_out_adds_nothing_to_kl() -> None:
+    from workbench_widgets.live_edit.figures import kl_nats
+
+    p = torch.tensor([0.5, 0.5, 0.0]).log()
+    assert kl_nats(p, p).item() == 0
+
+
+def test_the_static_picture_of_a_long_text_stays_small() -> None:
+    from workbench_widgets.live_edit.still import still
+
+    side = {"tokens": ['"'] * 9000}
+    assert len(still({"base": side, "edited": side}, {"rows": []}, "")) < 20_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"edits": ["x"]},
+        {"edits": None},
+        {"temperature": None},
+        {"temperature": -1.0},
+        {"max_new_tokens": 0},
+        {"top": 0},
+        {"seed": 2**60 + 1},
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(wb.WorkbenchError, match="expected"):
+        LiveEdit(tiny.model(), "abc", **options)
+
+
+def test_precompute_wants_numbers() -> None:
+    live = LiveEdit(tiny.model(), "abc", [push(tiny.model())], max_new_tokens=2)
+    for grid in ("ab", 5, []):
+        with pytest.raises(wb.WorkbenchError, match="has no strengths"):
+            live.precompute(grid)

@@ -46,13 +46,37 @@ def test_it_follows_progress_and_cancels(monkeypatch: pytest.MonkeyPatch) -> Non
     panel.close()
 
 
-def test_a_device_that_is_absent_is_said_in_the_panel() -> None:
+@pytest.mark.parametrize("headless", ["0", "1"])
+def test_a_device_that_is_absent_is_said_in_the_panel(
+    headless: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", headless)
     model = tiny.model()
     panel = RunPanel(model)
     panel.ask(device="meta")
+    time.sleep(0.3)  # the next picture of the queue must not wipe it away
     assert panel.status["state"] == "error" and "unknown device" in panel.status["msg"]
-    assert str(model.device) == "cpu"
+    assert str(model.device) == panel.spec["device"] == "cpu"
     panel.close()
+
+
+def test_two_panels_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    panels = [RunPanel(tiny.model()) for _ in range(2)]
+
+    def moves(panel: RunPanel) -> None:
+        for i in range(200):
+            panel.set_state({"spec": {"v": 1, "device": "cpu" if i % 2 else "meta"}})
+
+    threads = [threading.Thread(target=moves, args=(p,), daemon=True) for p in panels]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    worker.settle(20)
+    for panel in panels:
+        panel.close()
 
 
 def _until(true: object) -> None:

@@ -51,7 +51,6 @@ export class View {
     this.drawn = 0;
     this.waiting = new Map();
     this.answered = 0;
-    this.asked = 0;
   }
 
   // --- what a widget reads ------------------------------------------------------------------
@@ -64,7 +63,8 @@ export class View {
   get usable() { return this.mode !== "kernel"; }
   get sweep() { return this.cached("sweep"); }
   get frame() {
-    if (!this.live && this.sweep && this.widget.pick) {
+    // until something is moved, the frame that was saved is the truth
+    if (!this.live && this.local && this.sweep && this.widget.pick) {
       const picked = this.widget.pick(this.sweep, this.spec, this);
       if (picked) return picked;
     }
@@ -107,7 +107,6 @@ export class View {
     if (this.live) this.model.save_changes();
     const group = this.model.get("link");
     if (group) document.dispatchEvent(new CustomEvent(LINK, { detail: { group, next, from: this } }));
-    this.redraw();
   }
 
   /** A part too large for every frame. Rejects where no kernel answers. */
@@ -146,7 +145,8 @@ export class View {
       this.drawn = model.get("seq");
       this.redraw();
     });
-    this.on("change:status", () => this.showStatus());
+    this.on("change:status", () => { this.heard(); this.showStatus(); });
+    this.on("change:selection", () => this.redraw());
     this.on("change:meta", () => this.setMode(this.live));
     this.on("change:sweep", () => this.setMode(this.live));
     this.on("change:spec", () => { this.local = null; this.redraw(); });
@@ -177,15 +177,17 @@ export class View {
   }
 
   expectReply() {
-    const asked = (this.asked = performance.now());
+    const asked = performance.now();
     setTimeout(() => {
-      if (!this.signal.aborted && this.live && this.answered < asked && this.asked >= asked) this.lost();
+      if (!this.signal.aborted && this.live && this.answered < asked) this.lost();
     }, REPLY_WITHIN_MS);
   }
 
   lost() {
     this.root.dataset.kernel = "silent";
     this.words.textContent = "live, but the kernel is busy or gone";
+    for (const { reject } of this.waiting.values()) reject(new Error("the kernel does not answer"));
+    this.waiting.clear();
   }
 
   heard() {
@@ -211,7 +213,6 @@ export class View {
     if (from === this || !this.model.get("link") || group !== this.model.get("link")) return;
     this.model.set("selection", next);
     if (this.live) this.model.save_changes();
-    this.redraw();
   }
 
   setMode(live) {
@@ -222,15 +223,21 @@ export class View {
     const settings = this.sweep?.grid?.length;
     this.words.textContent = live ? "live"
       : this.sweep && settings ? `precomputed: ${settings} settings, no kernel`
-      : complete ? "complete: no kernel needed" : "needs a running kernel";
+      : complete ? this.meta.but ? `complete, but for ${this.meta.but}` : "complete: no kernel needed"
+      : "needs a running kernel";
     this.root.dataset.mode = this.mode;
     this.showStatus();
     this.redraw();
   }
 
+  /** Say what went wrong here in the browser. */
+  complain(error) {
+    this.problem.textContent = error.message;
+    this.problem.hidden = false;
+  }
+
   showStatus() {
     const status = this.model.get("status") ?? {};
-    this.heard();
     const busy = this.live && (status.state === "running" || status.state === "queued");
     const part = busy && status.n ? ` ${status.i}/${status.n}` : "";
     const ended = status.state === "cancelled" ? "cancelled"
@@ -267,7 +274,7 @@ export class View {
     for (const [label, kind] of Object.entries(made)) {
       if (!this.widget.pictures(this)[kind]) continue;
       const button = h("button", { type: "button", title: `Save as ${label}` }, label);
-      this.listen(button, "click", () => this.save(label));
+      this.listen(button, "click", () => this.save(label).catch((error) => this.complain(error)));
       this.tools.append(button);
     }
   }
@@ -280,15 +287,14 @@ export class View {
     return download(name, await toPng(pictures.svg()), "image/png");
   }
 
-  /** Colours of the theme around the widget, for canvases. */
+  /** Colours of the theme around the widget, for canvases: computed, which a canvas understands. */
   get theme() {
     const style = getComputedStyle(this.root);
-    const read = (name, other) => style.getPropertyValue(name).trim() || other;
     return {
       ink: style.color || "#222",
-      paper: read("--wb-paper-now", "") || backdrop(this.root),
-      line: read("--wb-line", "#8884"),
-      accent: read("--wb-accent", "#0072b2"),
+      paper: backdrop(this.root),
+      line: style.borderTopColor || "#8884",
+      accent: style.outlineColor || "#0072b2",
     };
   }
 }

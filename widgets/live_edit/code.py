@@ -9,7 +9,7 @@ from typing import Any
 from workbench.model.model import Model
 from workbench.records import Prompt
 from workbench.tensors import Intervention
-from workbench_widgets.cells import FOLDER, edit_code, list_code, model_code, prompt_code
+from workbench_widgets.cells import FOLDER, edit_code, list_code, model_line, prompt_code
 
 
 def cell(
@@ -29,7 +29,7 @@ def cell(
     made = any("make" in edit.params for edit in edits)
     lines = ["import workbench as wb"]
     lines += ["from workbench_widgets.live_edit.making import make"] if made else []
-    lines += ["", f"model = {model_code(model)}", f"prompt = {prompt_code(prompt)}"]
+    lines += ["", model_line(model), f"prompt = {prompt_code(prompt)}"]
     lines += [f"prompts = {list_code(map(prompt_code, prompts))}"] if made else []
     lines += [f"edits = {list_code(edit_code(edit, folder, made) for edit in edits)}"]
     return "\n".join([*lines, _generate(options), "generation.text", ""])

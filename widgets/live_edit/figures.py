@@ -57,7 +57,9 @@ def next_token(
 
 def kl_nats(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) in nats over the last axis, of log-probabilities."""
-    return torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    terms = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True)
+    # 0 log 0 is 0: a token that a model rules out
+    return terms.where(p > -torch.inf, 0.0).sum(-1)
 
 
 def continuation(

@@ -57,8 +57,10 @@ const liveEdit = {
     view.strips[1].replaceChildren(...stripsOf(frame.edited, true));
     view.addLine.hidden = !view.live;
     view.verdict.textContent = words(frame);
+    view.title.textContent = frame.device ? `${view.meta.title} on ${frame.device}` : view.meta.title;
+    if (view.said.dataset.of !== JSON.stringify(view.spec)) view.said.hidden = true;
     view.root.dataset.done = String(Boolean(frame.done));
-    view.pins.textContent = view.spec.pins.length ? `pinned: ${view.spec.pins.map((p) => p.name).join(", ")}` : "";
+    view.pins.replaceChildren(...view.spec.pins.map((pin) => pinned(view, pin)));
   },
   empty(view) {
     syncRows(view, change);
@@ -66,7 +68,8 @@ const liveEdit = {
   },
   pick(sweep, spec) {
     const row = spec.rows[sweep.row];
-    return { ...sweep.shared, ...sweep.frames[nearest(sweep.grid, row.on ? row.strength : 0)] };
+    if (!row || !row.on || rest(spec, sweep.row) !== rest(sweep.of, sweep.row)) return null;
+    return { ...sweep.shared, ...sweep.frames[nearest(sweep.grid, row.strength)] };
   },
   pictures: (view) => ({ svg: () => toSvg(view.frame, view.theme), csv: () => toCsv(view.frame) }),
   debug: (view) => ({
@@ -74,6 +77,12 @@ const liveEdit = {
     sliders: [...view.rows.querySelectorAll("input[type=range]")].map((s) => Number(s.value)),
   }),
 };
+
+/** What the sweep takes as given: all but the strength that it moves, and the pins. */
+function rest(spec, index) {
+  const rows = spec.rows.map((row, k) => (k === index ? { ...row, strength: 0, on: true } : row));
+  return JSON.stringify([spec.prompt, spec.seed, spec.max_new_tokens, spec.temperature, rows]);
+}
 
 /** The rows become `rows`, and the old ones can be had back. `of` names a drag: it is one step. */
 function change(view, rows, of = "") {
@@ -90,10 +99,26 @@ function tools(view) {
   view.undo = button("Undo", () => back(view, "undo"));
   view.redo = button("Redo", () => back(view, "redo"));
   view.pin = button("Pin", () => view.ask({
-    pins: [...view.spec.pins, { name: `pin ${view.spec.pins.length + 1}`, rows: view.spec.rows }],
+    pins: [...view.spec.pins, { name: freeName(view.spec.pins), rows: view.spec.rows }],
   }), "Keep this setting as an arm: live.arms()");
   view.copy = button("Copy as Python", () => copyCode(view), "The cell that gives this continuation again");
   return h("div", { class: "wb-row" }, view.undo, view.redo, view.pin, view.copy, h("label", {}, "colour ", view.colour), view.pins);
+}
+
+function freeName(pins) {
+  let number = 1;
+  while (pins.some((pin) => pin.name === `pin ${number}`)) number += 1;
+  return `pin ${number}`;
+}
+
+/** A pinned setting: go back to it, or let it go. */
+function pinned(view, pin) {
+  const go = h("button", { type: "button", title: "Set the rows as they were pinned" }, pin.name);
+  const drop = h("button", { type: "button", "aria-label": `unpin ${pin.name}`, title: "Unpin" }, "✕");
+  go.disabled = drop.disabled = !view.live;
+  go.addEventListener("click", () => change(view, pin.rows));
+  drop.addEventListener("click", () => view.ask({ pins: view.spec.pins.filter((one) => one !== pin && one.name !== pin.name) }));
+  return h("span", { class: "pin" }, go, drop);
 }
 
 function back(view, way) {
@@ -105,25 +130,25 @@ async function copyCode(view) {
   try {
     const { code } = await view.fetch("code");
     view.said.value = code;
+    view.said.dataset.of = JSON.stringify(view.spec);
     view.said.hidden = false;
     view.said.select();
     // a page that is not local may not write the clipboard: the text stands there, selected
     await navigator.clipboard?.writeText(code).catch(() => {});
   } catch (error) {
-    view.problem.textContent = error.message;
-    view.problem.hidden = false;
+    view.complain(error);
   }
 }
 
 function settings(view) {
   const number = (label, name, attributes) => {
     const input = h("input", { type: "number", "aria-label": label, dataset: { name }, ...attributes });
-    view.listen(input, "change", () => view.ask({ [name]: Number(input.value) }));
+    view.listen(input, "change", () => { if (input.value !== "") view.ask({ [name]: Number(input.value) }); });
     return h("label", {}, `${label} `, input);
   };
   view.prompt = select("prompt", view.meta.prompts.map((text, i) => [i, `${i}: ${text}`]));
   view.listen(view.prompt, "change", () => view.ask({ prompt: Number(view.prompt.value) }));
-  return h("div", { class: "wb-row settings" }, h("b", {}, view.meta.title), view.prompt,
+  return h("div", { class: "wb-row settings" }, view.title = h("b", {}, view.meta.title), view.prompt,
     number("new tokens", "max_new_tokens", { min: 1, max: 2048, step: 1 }),
     number("temperature", "temperature", { min: 0, max: 5, step: 0.1 }), number("seed", "seed", { min: 0, step: 1 }));
 }

@@ -23,6 +23,9 @@ OPERATIONS: dict[str, tuple[str, str, tuple[float, float]]] = {
 """What a row can make: its words, what one unit of strength is, and how far the slider goes."""
 
 
+KEY_WIDE = ("pattern", "attn_scores")
+
+
 def make(
     model: Model, operation: str, site: str, prompts: Sequence[Prompt], token: str = ""
 ) -> Intervention:
@@ -50,6 +53,8 @@ def make(
             do="add a row for each",
         )
     rows = _activations(model, site, prompts)
+    if place[0].part in KEY_WIDE:
+        rows = _one_wide(operation, site, rows)
     tensors = _TENSORS[operation](model, rows, site, token)
     kind = {"zero": "set", "mean": "set"}.get(operation, "affine")
     name = f"{operation} {site}" + (f" {token!r}" if operation == "toward" else "")
@@ -62,6 +67,19 @@ def make(
         model=model.fingerprint_shape,
         name=name,
     )
+
+
+def _one_wide(operation: str, site: str, rows: Tensor) -> Tensor:
+    """A site whose last axis counts keys is as wide as the text is long: only a number fits it."""
+    if operation not in ("zero", "scale"):
+        raise EditError(
+            f"edit row {site!r}",
+            f"has no {operation}: it is as wide as the text is long",
+            expected="zero or scale",
+            got=operation,
+            do="choose one of these, or another site",
+        )
+    return rows[:, :1]
 
 
 def _activations(model: Model, site: str, prompts: Sequence[Prompt]) -> Tensor:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 BAR_PX = 160
+TEXT_MOST = 6000
+"""Characters of a continuation, escaped."""
+ROWS_MOST = 30
 
 
 def still(frame: Mapping[str, Any], spec: Mapping[str, Any], words: str) -> str:
@@ -15,7 +18,7 @@ def still(frame: Mapping[str, Any], spec: Mapping[str, Any], words: str) -> str:
 
 
 def _rows(spec: Mapping[str, Any]) -> str:
-    said = "".join(f"<li>{_row(row)}</li>" for row in spec["rows"])
+    said = "".join(f"<li>{_row(row)}</li>" for row in spec["rows"][:ROWS_MOST])
     return f"<ul>{said}</ul>" if said else ""
 
 
@@ -30,12 +33,23 @@ def _texts(frame: Mapping[str, Any]) -> str:
     for side in ("base", "edited"):
         found = frame.get(side)
         if found:
-            text = html.escape("".join(found["tokens"])[:2000])
+            text = _cut("".join(found["tokens"]))
             verdict = {True: " (right)", False: " (wrong)"}.get(found.get("right"), "")
             cells.append(
                 f"<td style='vertical-align:top'><b>{side}</b>{verdict}<pre>{text}</pre></td>"
             )
     return f"<table><tr>{''.join(cells)}</tr></table>"
+
+
+def _cut(text: str) -> str:
+    """Escaped, and cut where that makes it too long."""
+    out, length = [], 0
+    for character in map(html.escape, text):
+        length += len(character)
+        if length > TEXT_MOST:
+            return "".join([*out, "…"])
+        out.append(character)
+    return "".join(out)
 
 
 def _next(frame: Mapping[str, Any]) -> str:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import html
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from workbench import worker
-from workbench.decoding import Decoder, Greedy, Sample
-from workbench.errors import WorkbenchError, unknown
-from workbench.model.live import Live
+from workbench.errors import EditError, WorkbenchError, unknown
 from workbench.model.model import Model
 from workbench.model.tokens import as_prompts
-from workbench.records import Generation
 from workbench.tensors import Arm, Intervention
 from workbench_widgets.base import Widget
 from workbench_widgets.frames import pack
-from workbench_widgets.live_edit import figures
 from workbench_widgets.live_edit.code import cell
+from workbench_widgets.live_edit.engine import Engine
 from workbench_widgets.live_edit.making import OPERATIONS, make
 from workbench_widgets.live_edit.still import still
-from workbench_widgets.pieces import pieces
 
-STREAM_EVERY_S = 0.06
-PROMPTS_KEPT = 4
+LARGEST_SEED = 2**53 - 1
+"""Above it a browser rounds the number, and another seed comes back."""
 
 
 class LiveEdit(Widget):
@@ -42,6 +38,9 @@ class LiveEdit(Widget):
         temperature: 0 is greedy; above, samples under `seed`, the same draws for both sides.
         top: next tokens shown.
         link: widgets of the same text share their selected token.
+
+    Raises:
+        WorkbenchError: no prompts, something that is no edit, or a number out of its range.
 
     Example:
         live = LiveEdit(model, prompts, edits=[edit])
@@ -63,12 +62,15 @@ class LiveEdit(Widget):
         top: int = 8,
         link: str = "",
     ):
-        self._model, self._prompts, self._top = model, as_prompts(prompts), top
-        given = [edits] if isinstance(edits, Intervention) else list(edits)
-        self._given = {f"e{i}": edit for i, edit in enumerate(given)}
-        self._made: dict[str, Intervention] = {}
-        self._lives: dict[int, Live] = {}
-        self._bases: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._model, self._prompts = model, as_prompts(prompts)
+        _check("max_new_tokens", max_new_tokens, int, 1, 10**6)
+        _check("temperature", temperature, int | float, 0, 100)
+        _check("seed", seed, int, 0, LARGEST_SEED)
+        _check("top", top, int, 1, 1000)
+        self._given = {f"e{i}": edit for i, edit in enumerate(_as_data(edits))}
+        self._made: dict[tuple[Any, ...], Intervention] = {}
+        self._engine = Engine(model, self._prompts, min(top, model.dims.n_vocab))
+        self._swept: Any = None
         rows = [_row(key, edit) for key, edit in self._given.items()]
         spec = {
             "prompt": 0,
@@ -87,9 +89,22 @@ class LiveEdit(Widget):
         return [Arm("base"), *pins]
 
     def pin(self, name: str = "") -> LiveEdit:
-        """Keep the present rows as an arm."""
+        """Keep the present rows as an arm.
+
+        Raises:
+            WorkbenchError: another arm has that name.
+        """
         pins = list(self.spec["pins"])
-        name = name or f"pin {len(pins) + 1}"
+        taken = {"base", *(pin["name"] for pin in pins)}
+        name = name or next(n for i in range(1, len(taken) + 1) if (n := f"pin {i}") not in taken)
+        if name in taken:
+            raise WorkbenchError(
+                "LiveEdit.pin",
+                "the name is taken",
+                expected=f"none of {sorted(taken)}",
+                got=name,
+                do="choose another",
+            )
         self.ask(pins=[*pins, {"name": name, "rows": self.spec["rows"]}])
         return self
 
@@ -124,155 +139,35 @@ class LiveEdit(Widget):
         def work(job: worker.Job) -> list[dict[str, Any]]:
             frames = []
             for i, strength in enumerate(values):
-                frames.append(self._computed_at(spec, row, strength, job))
+                at = _moved(spec, row, strength)
+                frames.append(self._engine.frame(at, self._edits(at["rows"]), job, lambda _: None))
                 job.progress(i + 1, len(values), f"strength {strength:g}")
             return frames
 
         found = worker.submit(work, label="LiveEdit.precompute").result(bar=True)
         shared = {key: found[0][key] for key in ("prompt", "base")}
         frames = [{k: v for k, v in one.items() if k not in shared} for one in found]
-        self.sweep = pack({"grid": values, "row": row, "shared": shared, "frames": frames})
+        self._swept = _rest(spec, row), row
+        self.sweep = pack(
+            {"grid": values, "row": row, "of": spec, "shared": shared, "frames": frames}
+        )
         return self
 
     # --- frames --------------------------------------------------------------------------------
 
     def _frame(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
-        edits, which = self._edits(spec["rows"]), self._which(spec)
-        prompt, decoder = self._prompts[which], _decoder(spec)
-        live = self._live(which)
-        run, before = live.run(edits, logits="last"), live.tokens.ids[0].tolist()
-        base_next = self._base(spec, which, live)["logprobs"]
-        shown = {
-            "prompt": self._base(spec, which, live)["prompt"],
-            "next": figures.next_token(
-                self._model, before, base_next, figures.logprobs(run.logits, edits), self._top
-            ),
-            "receipts": [_receipt(r) for r in run.receipts],
-            "done": False,
-        }
-        self._show_live({"of": spec, **shown, "base": self._base_so_far(spec, which)})
-        if job.superseded():
-            return shown | {"base": self._base_so_far(spec, which)}
-        base = self._base_continuation(spec, which, decoder, shown, job)
-        if not edits:
-            return shown | {"base": base, "edited": base, "done": True}
-        stream = self._streamer(spec, {**shown, "base": base}, "edited", job)
-        edited = self._generated(spec, which, edits, decoder, stream)
-        if edited is None or job.superseded():
-            return shown | {"base": base}
-        full = figures.continuation(self._model, prompt, edited, edits)
-        return shown | {"base": base, "edited": full, "done": True}
+        self._which(spec)
 
-    def _computed_at(
-        self, spec: dict[str, Any], row: int, strength: float, job: worker.Job
-    ) -> dict[str, Any]:
-        rows = [dict(r) for r in spec["rows"]]
-        rows[row] |= {"strength": strength, "on": True}
-        at = {**spec, "rows": rows}
-        self._job, self._silent = job, True
-        try:
-            return {"of": at, **self._frame(at, job)}
-        finally:
-            self._silent = False
+        def show(part: dict[str, Any]) -> None:
+            if not worker.headless():
+                self._show({"of": spec, **part})
 
-    _silent = False
+        return self._engine.frame(spec, self._edits(spec["rows"]), job, show)
 
-    def _show_live(self, part: dict[str, Any]) -> None:
-        if not (self._silent or worker.headless()):
-            self._show(part)
-
-    def _live(self, which: int) -> Live:
-        """The engine of a prompt; those of the last few prompts are kept."""
-        if which not in self._lives:
-            while len(self._lives) >= PROMPTS_KEPT:
-                del self._lives[next(iter(self._lives))]
-            self._lives[which] = Live(self._model, [self._prompts[which]])
-        return self._lives[which]
-
-    def _key(self, spec: Mapping[str, Any], which: int) -> tuple[Any, ...]:
-        # weights trained in place count their versions
-        weights = sum(p._version for p in self._model.hf.parameters())
-        asked = (spec["seed"], spec["max_new_tokens"], spec["temperature"])
-        return which, weights, id(self._model.hf), str(self._model.device), *asked
-
-    def _base(self, spec: Mapping[str, Any], which: int, live: Live) -> dict[str, Any]:
-        key = self._key(spec, which)
-        if key not in self._bases:
-            plain = self._model.run(live.tokens, logits="last").logits
-            texts = pieces(self._model.tokenizer, live.tokens.ids[0].tolist())
-            found = {"logprobs": figures.logprobs(plain, []), "prompt": {"tokens": texts}}
-            self._bases = {**dict(list(self._bases.items())[-7:]), key: found}
-        return self._bases[key]
-
-    def _base_so_far(self, spec: Mapping[str, Any], which: int) -> Any:
-        return self._bases.get(self._key(spec, which), {}).get("continuation")
-
-    def _base_continuation(
-        self,
-        spec: dict[str, Any],
-        which: int,
-        decoder: Decoder,
-        shown: dict[str, Any],
-        job: worker.Job,
-    ) -> dict[str, Any]:
-        known = self._base_so_far(spec, which)
-        if known is not None:
-            return known
-        stream = self._streamer(spec, shown, "base", job, stops=False)
-        text = self._generated(spec, which, [], decoder, stream)
-        assert text is not None
-        found = figures.continuation(self._model, self._prompts[which], text, [])
-        self._bases[self._key(spec, which)]["continuation"] = found
-        return found
-
-    def _generated(
-        self,
-        spec: Mapping[str, Any],
-        which: int,
-        edits: list[Intervention],
-        decoder: Decoder,
-        on_token: Callable[[int, list[int], list[int]], None],
-    ) -> Generation | None:
-        """The continuation, or None where a later request made it pointless."""
-        try:
-            return self._model.generate(
-                [self._prompts[which]],
-                edits=edits,
-                decoder=decoder,
-                max_new_tokens=int(spec["max_new_tokens"]),
-                seed=int(spec["seed"]),
-                on_token=on_token,
-            )[0]
-        except _Superseded:
-            return None
-
-    def _streamer(
-        self,
-        spec: dict[str, Any],
-        shown: dict[str, Any],
-        side: str,
-        job: worker.Job,
-        stops: bool = True,
-    ) -> Callable[[int, list[int], list[int]], None]:
-        """Shows tokens as they come, at most every `STREAM_EVERY_S`; stops where a later job waits."""
-        ids: list[int] = []
-        before = self._live(int(spec["prompt"])).tokens.ids[0].tolist()
-        told = [time.monotonic()]
-        total = int(spec["max_new_tokens"])
-
-        def on_token(step: int, _rows: list[int], new: list[int]) -> None:
-            ids.extend(new)
-            job.check()
-            if stops and job.superseded():
-                raise _Superseded
-            if time.monotonic() - told[0] < STREAM_EVERY_S:
-                return
-            told[0] = time.monotonic()
-            job.i, job.n = step + 1, total
-            texts = pieces(self._model.tokenizer, ids, before)
-            self._show_live({"of": spec, **shown, side: {"tokens": texts, "ids": list(ids)}})
-
-        return on_token
+    def _needs_frame(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        if self._swept is not None and _rest(new, self._swept[1]) != self._swept[0]:
+            self.sweep, self._swept = b"", None  # it speaks of another setting
+        return {**old, "pins": 0} != {**new, "pins": 0}
 
     # --- rows ----------------------------------------------------------------------------------
 
@@ -287,8 +182,10 @@ class LiveEdit(Widget):
 
     def _made_edit(self, asked: Mapping[str, str]) -> Intervention:
         operation, site, token = asked["operation"], asked["site"], asked.get("token", "")
-        key = f"{operation}|{site}|{token}"
+        key = (operation, site, token, self._engine.weights())
         if key not in self._made:
+            # those of other weights are of no use any more
+            self._made = {k: v for k, v in self._made.items() if k[3:] == key[3:]}
             self._made[key] = make(self._model, operation, site, self._prompts[:8], token)
         return self._made[key]
 
@@ -311,7 +208,7 @@ class LiveEdit(Widget):
         inside = dict.fromkeys(s.partition(".")[2] for s in writable if s.startswith("L0."))
         outside = [s for s in writable if "." not in s]
         return {
-            "title": f"{self._model.name} on {self._model.device}",
+            "title": self._model.name,
             "prompts": [_first_line(p) for p in self._prompts],
             "parts": list(inside),
             "outside": outside,
@@ -339,8 +236,35 @@ class LiveEdit(Widget):
         return still(self.frame, self.spec, words)
 
 
-class _Superseded(Exception):
-    """A later setting waits."""
+def _as_data(edits: Any) -> list[Intervention]:
+    """The edits as given, one strength each; one that a row of another widget made is data here."""
+    try:
+        many = [edits] if isinstance(edits, Intervention) else list(edits)
+    except TypeError:
+        many = [edits]
+    for edit in many:
+        if not isinstance(edit, Intervention) or not isinstance(edit.strength, int | float):
+            raise EditError(
+                "LiveEdit(edits=)",
+                "holds something that no slider can move",
+                expected="interventions with one strength each",
+                got=repr(edit)[:80],
+                do="pass what a method's fit returns, at one strength",
+            )
+    return [
+        replace(edit, params={k: v for k, v in edit.params.items() if k != "make"}) for edit in many
+    ]
+
+
+def _check(name: str, value: Any, kind: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        raise WorkbenchError(
+            f"LiveEdit({name}=)",
+            "is out of range",
+            expected=f"a number from {low} to {high}",
+            got=repr(value),
+            do="correct it",
+        )
 
 
 def _row(key: str, edit: Intervention) -> dict[str, Any]:
@@ -357,29 +281,35 @@ def _row(key: str, edit: Intervention) -> dict[str, Any]:
     }
 
 
+def _moved(spec: Mapping[str, Any], row: int, strength: float) -> dict[str, Any]:
+    rows = [dict(r) for r in spec["rows"]]
+    rows[row] |= {"strength": strength, "on": True}
+    return {**spec, "rows": rows}
+
+
+def _rest(spec: Mapping[str, Any], row: int) -> Any:
+    """What a sweep of one row takes as given: all but that row's slider and the pins."""
+    if row >= len(spec["rows"]):
+        return None
+    return {**_moved(spec, row, 0.0), "pins": 0}
+
+
 def _grid(grid: Any, low: float, high: float) -> list[float]:
     if grid is None:
         return [round(low + (high - low) * i / 20, 6) for i in range(21)]
-    values = sorted({float(v) for v in grid})
+    try:
+        values = sorted({float(v) for v in grid})
+    except (TypeError, ValueError):
+        values = []
     if not values:
         raise WorkbenchError(
-            "precompute", "has no strengths", expected="at least one", got="0", do="pass some"
+            "precompute",
+            "has no strengths",
+            expected="a list of numbers",
+            got=repr(grid)[:80],
+            do="pass some",
         )
     return values
-
-
-def _decoder(spec: Mapping[str, Any]) -> Decoder:
-    temperature = float(spec["temperature"])
-    return Sample(temperature=temperature) if temperature else Greedy()
-
-
-def _receipt(receipt: Any) -> dict[str, Any]:
-    return {
-        "edit": receipt.edit,
-        "site": receipt.site,
-        "positions": receipt.positions,
-        "change": receipt.change,
-    }
 
 
 def _first_line(prompt: Any) -> str:

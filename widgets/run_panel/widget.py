@@ -11,8 +11,10 @@ from workbench import worker
 from workbench.lab.devices import as_words, devices
 from workbench.model.model import Model
 from workbench_widgets.base import Widget
+from workbench_widgets.frames import pack
 
 TELL_EVERY_S = 0.1
+RESTS_AFTER_S = 15.0
 SHOWN = 8
 
 
@@ -31,7 +33,7 @@ class RunPanel(Widget):
     def __init__(self, model: Model | None = None):
         self._model = model
         self._next: threading.Timer | None = None
-        self._drawn_s = 0.0
+        self._drawn_s, self._seen_s = 0.0, time.monotonic()
         self._forget = lambda: None
         device = str(model.device) if model is not None else ""
         super().__init__(
@@ -49,7 +51,7 @@ class RunPanel(Widget):
             lambda _job: model.to(device),
             key=("device", id(model)),
             label=f"move {model.name} to {device}",
-            on_result=lambda _: self._draw(),
+            on_result=lambda _: self._say("idle"),
             on_error=self._failed,
         )
 
@@ -61,21 +63,32 @@ class RunPanel(Widget):
     def _cancel(self) -> None:
         worker.cancel()
 
+    def _heard(self) -> None:
+        self._seen_s = time.monotonic()
+        self._soon()
+
     def _soon(self) -> None:
-        """Draw now, or a little later: a drag changes the queue forty times a second."""
-        wait = TELL_EVERY_S - (time.monotonic() - self._drawn_s)
-        if wait <= 0:
+        """Draw a little later, on a thread of its own: a drag changes the queue forty times a second.
+
+        A panel that no browser shows any more, of a cell that ran again, rests.
+        """
+        if worker.headless():
             self._draw()
-        elif self._next is None:
-            self._next = threading.Timer(wait, self._draw)
+        elif self._next is None and time.monotonic() - self._seen_s < RESTS_AFTER_S:
+            wait_s = max(0.0, TELL_EVERY_S - (time.monotonic() - self._drawn_s))
+            self._next = threading.Timer(wait_s, self._draw)
             self._next.daemon = True
             self._next.start()
 
     def _draw(self) -> None:
         self._next, self._drawn_s = None, time.monotonic()
-        self._took_ms = 0.0
-        # a picture of the queue cannot wait in it
-        self._publish(self._now(), self._pending, last=True)
+        packed = pack(self._now())
+        with self._turn, self.hold_sync():
+            self.data, self.seq = packed, self.seq + 1
+            # a picture of the queue is no answer: an error of the last move stays
+            self.status = {**self.status, "requested_seq": self.seq}
+            if self._model is not None and self.status["state"] in ("idle", "error"):
+                self.spec = {**self.spec, "device": str(self._model.device)}
 
     def _now(self) -> dict[str, Any]:
         jobs = [_row(job) for job in worker.jobs()]
@@ -98,8 +111,7 @@ class RunPanel(Widget):
         return f"<table>{head}{body}</table><p>{html.escape(self._words())}</p>"
 
 
-def _row(job: worker.Job) -> dict[str, Any]:
-    left = job.left_s
+def _row(job: worker.Job | worker.Ended) -> dict[str, Any]:
     return {
         "label": job.label,
         "state": job.state,
@@ -107,8 +119,8 @@ def _row(job: worker.Job) -> dict[str, Any]:
         "n": job.n,
         "note": job.note,
         "took_ms": round(job.took_ms, 1),
-        "left_s": None if left is None else round(left, 1),
-        "error": "" if job.error is None else str(job.error),
+        "left_s": None if job.left_s is None else round(job.left_s, 1),
+        "error": str(job.error or ""),
     }
 
 

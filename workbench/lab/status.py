@@ -49,8 +49,8 @@ def shown(key: Hashable) -> str:
     return ":".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
-def _row(job: worker.Job) -> tuple[str, ...]:
+def _row(job: worker.Job | worker.Ended) -> tuple[str, ...]:
     progress = f"{job.i}/{job.n} {job.note}".rstrip() if job.n else ""
     took = f"{job.took_ms:.0f}" if job.took_ms else ""
-    state = job.state if job.error is None else f"error: {job.error!r}"[:ERROR_WIDTH]
+    state = f"error: {job.error}"[:ERROR_WIDTH] if job.error else job.state
     return (job.label, shown(job.key), state, progress, took)

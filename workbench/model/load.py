@@ -68,7 +68,8 @@ def load(
     hf.eval()
     layout, dims = layouts.find(hf), layouts.dims(hf.config)
     made = backends.make(backend, hf, layout, dims, tokenizer)
-    wrapped = Model(hf, tokenizer, layout, dims, made, name or "in-memory")
+    source = model if isinstance(model, str) else None
+    wrapped = Model(hf, tokenizer, layout, dims, made, name or "in-memory", source)
     if proof:
         wrapped.proof = prove(made, dims, wrapped.device, hf.config.model_type)
     return wrapped

@@ -32,6 +32,7 @@ class Model:
         layout, dims: its architecture family and sizes.
         backend: how it is run.
         name: as it was asked for.
+        source: what `wb.load` takes to load it again; None for a module that was made in memory.
     """
 
     hf: nn.Module
@@ -40,6 +41,7 @@ class Model:
     dims: Dims
     backend: Backend
     name: str
+    source: str | None = None
     proof: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:

@@ -26,6 +26,7 @@ from workbench import seeds, tasks
 from workbench.decoding import Sample
 from workbench.errors import WorkbenchError
 from workbench.model import backends
+from workbench.model.backends.turn import turn
 from workbench.model.tokens import as_prompts
 from workbench.records import Generation, Prompt
 from workbench.rl.base import Check, OnStep, Step, TrainedArm
@@ -67,22 +68,19 @@ class Reinforce:
         """See `Trainer.train`.
 
         Raises:
-            WorkbenchError: the backend is not transformers, fewer than two samples, or a prompt
-                without a task where no check is given.
+            WorkbenchError: the backend is not transformers, weights in half precision, fewer than two
+                samples, no steps, a prompt without a task where no check is given, or a reward that
+                is no number.
         """
-        asked, edits, check = (
-            self._checked(model, prompts, check),
-            list(edits),
-            check or tasks.check,
-        )
+        asked, check = self._checked(model, prompts, steps, check), check or tasks.check
+        edits = [edits] if isinstance(edits, Intervention) else list(edits)
         policy = trainable_copy(model)
         weights = [p for p in policy.hf.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0)
         order, curve = _epochs(asked, self.prompts_per_step, seed), []
         for i in range(steps):
             texts = self._sampled(policy, next(order), edits, seeds.derive(seed, "rollout", i))
-            rewards = torch.tensor([float(check(t.prompt, t.text)) for t in texts])
-            rewards = rewards.reshape(-1, self.samples)
+            rewards = _rewards(texts, check).reshape(-1, self.samples)
             given = _shuffled(rewards, seeds.derive(seed, "shuffle", i))
             logprob = completion_logprob(policy, texts, edits)
             loss = policy_loss(logprob.reshape_as(rewards), given if shuffle_rewards else rewards)
@@ -109,8 +107,17 @@ class Reinforce:
             stop=self.stop,
         )
 
-    def _checked(self, model: Any, prompts: Any, check: Check | None) -> list[Prompt]:
+    def _checked(self, model: Any, prompts: Any, steps: int, check: Check | None) -> list[Prompt]:
         many = as_prompts(prompts)
+        if steps < 1:
+            raise _refused("has no steps", "at least 1", steps, "raise steps")
+        if torch.finfo(model.dtype).bits < 32:
+            raise _refused(
+                "would lose its steps to rounding",
+                "weights in float32",
+                model.dtype,
+                "load the model with dtype='float32'",
+            )
         if self.samples < 2:
             raise _refused("needs a baseline", "at least 2 samples", self.samples, "raise samples")
         if model.backend.name != "transformers":
@@ -128,6 +135,15 @@ class Reinforce:
                 "make them with workbench.tasks.make",
             )
         return many
+
+
+def _rewards(texts: Sequence[Generation], check: Check) -> Tensor:
+    rewards = torch.tensor([float(check(t.prompt, t.text)) for t in texts])
+    if not bool(rewards.isfinite().all()):
+        raise _refused(
+            "got a reward that is no number", "finite rewards", rewards.tolist(), "correct check"
+        )
+    return rewards
 
 
 def policy_loss(
@@ -156,9 +172,11 @@ def completion_logprob(
 
 def trainable_copy(model: Any) -> Any:
     """A model of its own weights, which ask for gradients; the original shares nothing with it."""
-    hf = copy.deepcopy(model.hf).requires_grad_(True)
+    with turn(model.backend):  # edits of a run under way are hooks, which a copy would keep
+        hf = copy.deepcopy(model.hf)
+    hf.requires_grad_(True)
     made = backends.make("transformers", hf, model.layout, model.dims, model.tokenizer)
-    return replace(model, hf=hf, backend=made, name=f"{model.name} (trained)")
+    return replace(model, hf=hf, backend=made, name=f"{model.name} (trained)", source=None)
 
 
 def _epochs(prompts: list[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
