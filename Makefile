@@ -41,7 +41,8 @@ test-all: .venv/test.stamp
 
 # Installing and running need no npm: the built modules are committed.
 node_modules/.package-lock.json: package-lock.json
-	npm ci --no-audit --no-fund
+	# not `npm ci`: it wants every optional package of every platform in the lock, which a mirror may lack
+	npm install --no-save --no-audit --no-fund
 	@touch $@
 
 widgets: node_modules/.package-lock.json

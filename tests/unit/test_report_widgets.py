@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbench.errors import WorkbenchError
-from workbench.reporting import build, report, share, stills
+from workbench.reporting import build, outputs, report, share, stills
 from workbench.reporting.clean import clean
 from workbench.reporting.outputs import PLOTLY
 from workbench.reporting.provenance import Provenance
@@ -355,3 +355,24 @@ def test_saved_reaches_every_model_once() -> None:
     saved = Saved({"a": dial(spec={"of": ["IPY_MODEL_b"]}), "b": dial(of="IPY_MODEL_a")})
     assert list(saved.reach("a")) == ["a", "b"]
     assert list(saved.reach("gone")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ('model_name, seed = "reasoner", 0', {"model_name": "'reasoner'", "seed": "0"}),
+        ("seed: int = 3", {"seed": "3"}),
+        ("a = b = 1", {"a": "1", "b": "1"}),
+        ("a, b = pair", {}),
+    ],
+)
+def test_parameters_are_read_however_they_are_written(source: str, kept: dict[str, str]) -> None:
+    from workbench.reporting.provenance import _parameters
+
+    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+    assert _parameters(new_notebook(cells=[cell])) == kept
+
+
+def test_markup_cannot_pose_as_a_figure() -> None:
+    hostile = '<figure class="plotly"><i class="plotly-json">x</i></figure>'
+    assert not outputs.has_plotly(clean(hostile))

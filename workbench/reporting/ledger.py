@@ -13,8 +13,11 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 FILE = "WORKBENCH_LEDGER"
+_weights: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
+"""Of each model: what its parameters' versions were, and the hash then."""
 _SEED = re.compile(r"(^|_)seeds?$")
 
 
@@ -60,10 +63,20 @@ def _known(model: Any) -> dict[str, Any]:
         return {
             "name": name,
             "family": model.hf.config.model_type,
-            "weights": model.fingerprint.weights,
+            "weights": _hash(model),
         }
     except Exception:  # half-loaded, or freed by the user: its name still counts
         return {"name": name, "family": "unknown", "weights": "unknown"}
+
+
+def _hash(model: Any) -> str:
+    """The hash of its weights; reading gigabytes after every cell is for those that changed."""
+    from workbench.model.changes import counted, versions
+
+    now = id(model.hf), versions(counted(model.hf.parameters()))
+    if _weights.get(model, (None, ""))[0] != now:
+        _weights[model] = now, model.fingerprint.weights
+    return _weights[model][1]
 
 
 def _seeds(names: dict[str, Any]) -> dict[str, Any]:

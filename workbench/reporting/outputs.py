@@ -54,7 +54,7 @@ def _screen(text: str) -> str:
 
 def has_plotly(page: str) -> bool:
     """Whether a drawn page needs the plotly bundle."""
-    return 'class="plotly-json"' in page
+    return '<script type="application/json" class="plotly-json">' in page
 
 
 def json_block(value: Any) -> str:

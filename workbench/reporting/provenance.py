@@ -112,10 +112,19 @@ def _parameters(notebook: NotebookNode) -> dict[str, str]:
         except SyntaxError:  # a line of IPython's own
             continue
         for node in body:
-            targets = node.targets if isinstance(node, ast.Assign) else ()
-            names = [t.id for t in targets if isinstance(t, ast.Name)]
-            found.update((name, ast.unparse(node.value)) for name in names)  # type: ignore[attr-defined]
+            found.update(_assigned(node))
     return found
+
+
+def _assigned(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    """Names and the source of their values: `x = 1`, `x: int = 1`, `x, y = 1, 2`."""
+    if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+        return
+    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        pairs: list[tuple[ast.expr, ast.expr]] = [(target, node.value)]
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = list(zip(target.elts, node.value.elts, strict=False))
+        yield from ((t.id, ast.unparse(v)) for t, v in pairs if isinstance(t, ast.Name))
 
 
 def _commit(folder: Path) -> str:

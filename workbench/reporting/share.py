@@ -1,6 +1,7 @@
 """An executed notebook with static pictures only, for GitHub, nbviewer and JupyterLab without trust.
 
-The same run gives the same bytes: no times, no widget ids, no ids of cells made up on the way.
+No times of the run, no widget ids, no ids of cells made up on the way: what differs between two runs is
+what the cells themselves print.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@
     return out;
   }
 
-  const figures = [...document.querySelectorAll("figure.plotly")].map((figure) => ({
-    div: figure.querySelector(".plot"),
-    json: JSON.parse(figure.querySelector(".plotly-json").textContent),
+  // only the page itself can hold a script element: markup of outputs is cleaned of them
+  const figures = [...document.querySelectorAll("figure.plotly > script.plotly-json")].map((script) => ({
+    div: script.parentElement.querySelector(".plot"),
+    json: JSON.parse(script.textContent),
   }));
   const draw = () => figures.forEach(({ div, json }) =>
     Plotly.react(div, json.data, themed(json.layout), { responsive: true, displaylogo: false })
