@@ -39,9 +39,9 @@ test: .venv/test.stamp
 test-all: .venv/test.stamp
 	$(PYTEST) -m 'slow or not slow' $(PYTEST_ARGS)
 
-# Installing and running need no npm: the built modules are committed.
+# Installing and running need no npm: the built modules are committed. Not `npm ci`: it wants the packages of
+# every platform in the lock, which a mirror may lack.
 node_modules/.package-lock.json: package-lock.json
-	# not `npm ci`: it wants every optional package of every platform in the lock, which a mirror may lack
 	npm install --no-save --no-audit --no-fund
 	@touch $@
 

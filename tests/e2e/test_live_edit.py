@@ -150,6 +150,36 @@ def test_without_a_kernel_the_slider_walks_the_precomputed_settings(
     shown.shot("live_edit-dark")
 
 
+@pytest.mark.parametrize(
+    "moved",
+    [
+        {"strength": 1.3},  # no setting of the grid
+        {"on": False},
+        {"scope": "generated"},
+    ],
+)
+def test_a_page_shows_the_frame_that_was_saved_until_something_moves(
+    page: Any, edit: wb.Intervention, moved: dict[str, Any]
+) -> None:
+    widget = live(edit)
+    widget.precompute([0, 1, 3])
+    widget.ask(rows=[{**widget.spec["rows"][0], **moved}])
+    widget.settle(20)
+    shown = Mounted(page, widget, connected=False)
+    assert shown.debug()["next"]["kl_nats"] == widget.frame["next"]["kl_nats"]
+    assert shown.debug()["edited"] == "".join(widget.frame["edited"]["tokens"])
+
+
+def test_a_widget_whose_swept_row_is_gone_still_starts(page: Any, edit: wb.Intervention) -> None:
+    widget = live(edit)
+    widget.precompute([0, 1])
+    kept = widget.sweep
+    widget.ask(rows=[])
+    widget.settle(20)
+    widget.sweep = kept  # as a notebook saved by hand may hold it
+    Mounted(page, widget).settled()
+
+
 def test_no_text_runs_as_script(page: Any, edit: wb.Intervention) -> None:
     hostile = (
         "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"

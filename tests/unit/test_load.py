@@ -157,3 +157,17 @@ def test_attention_sinks_are_kept_and_their_scores_refused() -> None:
     assert "L1.pattern" not in model.sites()
     tapped = model.run("12+34=", ["L*.k_cache"]).logits
     assert torch.allclose(tapped, model.run("12+34=").logits, atol=1e-5)
+
+
+def test_a_model_moves_as_a_whole_or_not_at_all() -> None:
+    model = tiny.model("llama")
+    assert model.to("cpu") is model
+    with pytest.raises(wb.WorkbenchError, match="unknown device"):
+        model.to("meta")  # its weights would be gone
+    with pytest.raises(wb.WorkbenchError, match="a bridge of its own"):
+        tiny.model("llama", "transformer_lens").to("cpu")
+
+
+def test_only_what_was_loaded_by_name_can_be_loaded_again() -> None:
+    assert wb.load("reasoner").source == "reasoner"
+    assert tiny.model("llama").source is None

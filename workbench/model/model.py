@@ -100,7 +100,8 @@ class Model:
 
         Raises:
             DeviceUnavailable: this machine does not have it.
-            WorkbenchError: the model is spread over several devices, or a run is under way here.
+            WorkbenchError: the model is spread over several devices, its backend holds a part of its
+                own, or a run is under way here.
         """
         from workbench.model.load import checked_device
 
@@ -113,8 +114,21 @@ class Model:
                 got=sorted({str(d) for d in self.hf.hf_device_map.values()}),
                 do="load it again with device=",
             )
+        if self.backend.name == "transformer_lens":
+            raise WorkbenchError(
+                f"model.to({device!r})",
+                "TransformerLens keeps a bridge of its own where it is",
+                expected="backend 'transformers' or 'nnsight'",
+                got=self.backend.name,
+                do="load it again with device=",
+            )
+        before = self.device
         with turn(self.backend):
-            self.hf.to(target)
+            try:
+                self.hf.to(target)
+            except BaseException:  # out of memory half-way: never on two devices
+                self.hf.to(before)
+                raise
         return self
 
     def unwrap(self) -> Any:

@@ -2,6 +2,7 @@
 
 Whoever may want to stop, the worker's jobs, says so with `stoppable(check)`; what runs the model
 knows nothing of it. A check that raises leaves the call like any exception: no hook stays behind.
+On TransformerLens, whose blocks are not the Hugging Face module's, it comes once per forward.
 """
 
 from __future__ import annotations
