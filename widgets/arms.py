@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.errors import EditError, PromptError, WorkbenchError
+from workbench.model.changes import counted, versions
 from workbench.model.live import Live
 from workbench.model.model import Model
 from workbench.tensors import Intervention, Tokens, Trace
 from workbench_widgets.pieces import pieces
 
 _MORE = 2.0
+_PLACES = 6
+"""Decimals of a strength on a slider."""
 
 
 def one_prompt(model: Model, prompt: Any, where: str) -> Tokens:
@@ -55,6 +59,7 @@ class Arms:
                 )
         self.tokens = one_prompt(model, prompt, where)
         self.texts = pieces(model.tokenizer, self.tokens.ids[0].tolist())
+        self._weights = counted([*model.hf.parameters(), *model.hf.buffers()])
         self._lives = {"base": Live(model, self.tokens), "edited": Live(model, self.tokens)}
         if (
             self.edits
@@ -71,6 +76,11 @@ class Arms:
         """Those of the given edits."""
         return [float(edit.strength) for edit in self.edits]
 
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """Another value as soon as the model's weights are written into: what was read is old then."""
+        return versions(self._weights)
+
     def meta(self) -> list[dict[str, Any]]:
         """What a slider has to know of each edit."""
         found = []
@@ -85,16 +95,43 @@ class Arms:
         Raises:
             WorkbenchError: not one finite number per edit.
         """
-        said = spec.get("strengths", [])
-        if not isinstance(said, list) or len(said) != len(self.edits):
+        given = spec.get("strengths", [])
+        said = [_number(s) for s in given] if isinstance(given, list) else []
+        if len(said) != len(self.edits) or None in said or not isinstance(given, list):
             raise WorkbenchError(
                 self.where,
                 "needs a strength per edit",
-                expected=f"{len(self.edits)} numbers",
-                got=said,
+                expected=f"{len(self.edits)} finite numbers",
+                got=given,
                 do="set spec['strengths']",
             )
-        return tuple(edit.at(float(s)) for edit, s in zip(self.edits, said, strict=True))
+        return tuple(edit.at(s) for edit, s in zip(self.edits, said, strict=True) if s is not None)
+
+    def grid(self, given: Iterable[float] | None, now: float, count: int) -> list[float]:
+        """Strengths of the first edit to compute ahead, rising; `now`, the present one, is among them.
+
+        Args:
+            given: as the user wrote them; None for `count` over the slider.
+
+        Raises:
+            WorkbenchError: none, or one that is not a finite number.
+        """
+        about = self.meta()[0]
+        step = (about["max"] - about["min"]) / (count - 1)
+        wanted = [about["min"] + i * step for i in range(count)] if given is None else given
+        try:
+            found = [_number(one) for one in wanted]
+        except TypeError:
+            found = []
+        if not found or None in found:
+            raise WorkbenchError(
+                f"{self.where}.precompute",
+                "needs strengths of the first edit",
+                expected="a list of finite numbers",
+                got=repr(given)[:80],
+                do="pass some, or leave it out",
+            )
+        return sorted({round(one, _PLACES) for one in found if one is not None} | {now})
 
     def run(
         self, side: str, edits: Sequence[Intervention], record: Sequence[str], logits: Any = "all"
@@ -103,19 +140,43 @@ class Arms:
 
         Raises:
             EditError: the edits make numbers that are none.
+            WorkbenchError: the model itself does.
         """
         trace = self._lives[side].run(edits if side == "edited" else (), record, logits=logits)
-        for values in (trace.logits, *trace.values.values()):
-            if not bool(torch.isfinite(values).all()):
-                raise EditError(
-                    f"{self.where}, {side}",
-                    "the model's values are not numbers any more",
-                    expected="finite activations and logits",
-                    got="NaN or infinity",
-                    do="choose a smaller strength, or look at the edit's tensors",
-                )
-        return trace
+        good = all(bool(torch.isfinite(values).all()) for values in trace.values.values())
+        if good and _are_logits(trace.logits):
+            return trace
+        edited = side == "edited" and bool(edits)
+        raise (EditError if edited else WorkbenchError)(
+            f"{self.where}, {side}",
+            f"the model's values are not numbers{' any more' if edited else ''}",
+            expected="finite activations and logits",
+            got="NaN or infinity",
+            do="choose a smaller strength, or look at the edit's tensors"
+            if edited
+            else "look at the model: without edits it computes this too",
+        )
 
     def forget(self, side: str) -> None:
         """Free what the side keeps."""
         self._lives[side].forget()
+
+
+def _are_logits(logits: Tensor) -> bool:
+    """Whether every row has a distribution; minus infinity is a token that the model rules out."""
+    finite = logits.isfinite()
+    if bool(finite.all()):
+        return True
+    wrong = logits.isnan() | logits.isposinf()
+    return not bool(wrong.any()) and bool(finite.any(-1).all())
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None; a text that looks like one is none."""
+    if isinstance(value, str | bytes | bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+    return number if isfinite(number) else None

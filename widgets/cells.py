@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from workbench.interventions.store import describe, save
 from workbench.model.model import Model
 from workbench.records import Prompt
 from workbench.scopes import Scope
-from workbench.tensors import Intervention
+from workbench.tensors import Intervention, Tokens
 
 FOLDER = "edits"
 """Where fitted edits are written, beside the notebook."""
@@ -32,7 +32,11 @@ def model_code(model: Model) -> str | None:
 def model_line(model: Model, name: str = "model") -> str:
     """The line that makes `name`, or a comment that says who has to."""
     said = model_code(model)
-    return f"{name} = {said}" if said else f"# {name} = wb.load(module, tokenizer): a module of your own"
+    return (
+        f"{name} = {said}"
+        if said
+        else f"# {name} = wb.load(module, tokenizer): a module of your own"
+    )
 
 
 def prompt_code(prompt: Prompt) -> str:
@@ -80,3 +84,12 @@ def list_code(items: Iterable[str]) -> str:
     """A list, an item a line."""
     inner = ",\n    ".join(items)
     return f"[\n    {inner},\n]" if inner else "[]"
+
+
+def setup(model: Model, tokens: Tokens, edits: Sequence[Intervention]) -> list[str]:
+    """Lines that make `model`, `prompt` and `edits`."""
+    return [
+        model_line(model),
+        f"prompt = {prompt_code(tokens.prompts[0])}",
+        f"edits = {list_code(map(edit_code, edits))}",
+    ]

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from workbench.model.model import Model
+from workbench.prompts import chat
+from workbench.records import Prompt
+
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 BEFORE = 8
 """Tokens of context that decide how the next one is written: its space, its half of a character."""
@@ -58,6 +62,18 @@ def spell(tokenizer: Any, ids: Sequence[int], before: Sequence[int] = ()) -> lis
             out += _partial(tokenizer, every[read : k + 1], added)
         start, read = max(start, read - BEFORE, 0), k + 1
     return out
+
+
+def spell_prompt(model: Model, prompt: Prompt) -> tuple[list[int], str, list[Spelled]]:
+    """The ids that the model reads for a prompt, the text they are of, and what each adds to it.
+
+    Raises:
+        PromptError: empty, longer than the context, or not spelled by this vocabulary.
+    """
+    ids = model.tokens([prompt]).ids[0].tolist()
+    written = prompt.messages is not None  # a template writes the special tokens itself
+    text = chat.render(model.tokenizer, prompt.messages or ()) if written else prompt.text or ""
+    return ids, text, spell_text(model.tokenizer, text, ids, special=not written)
 
 
 def spell_text(tokenizer: Any, text: str, ids: Sequence[int], special: bool) -> list[Spelled]:

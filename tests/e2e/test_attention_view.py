@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,14 +108,47 @@ def test_without_a_kernel_patterns_are_there_where_small(screen: tuple[Any, Any]
     edited = AttentionView(model, PROMPT, [edit(model)]).precompute([0.0, 1.0])
     mounted = Mounted(page, edited, connected=False)
     slider = page.get_by_label("strength of toward a token")
-    slider.evaluate("e => { e.value = 0.2; e.dispatchEvent(new Event('input')); }")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("output").inner_text() == "0"
     base = edited.frame["base"][0]
     assert np.allclose(drawn(mounted, "heads")[::-1], base, atol=1e-6)
-    slider.evaluate("e => { e.value = 0.9; e.dispatchEvent(new Event('input')); }")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("output").inner_text() == "1.00"
     assert not np.allclose(drawn(mounted, "heads")[::-1], base, atol=1e-3)
     bare = Mounted(page, AttentionView(model, PROMPT), connected=False)
     page.locator("canvas").first.click(position={"x": 60, "y": 40})
     assert "needs a running kernel" in bare.debug()["words"]
+
+
+def test_a_pattern_of_another_strength_is_not_shown_beside_saved_heads(
+    screen: tuple[Any, Any],
+) -> None:
+    page, _ = screen
+    model = wb.load("reasoner")
+    widget = AttentionView(model, PROMPT, [edit(model)]).precompute([0.0, 1.0])
+    widget.ask(strengths=[0.6])  # dragged after the sweep, then saved
+    widget.selection = {"layer": 4, "head": 1}
+    mounted = Mounted(page, widget, connected=False)
+    mounted.until(lambda: mounted.root.get_attribute("data-mode") == "sweep")
+    assert page.locator("output").inner_text() == "0.600"
+    assert np.array_equal(drawn(mounted, "heads")[::-1], widget.frame["edited"][0])
+    assert "needs a running kernel" in mounted.debug()["words"]
+    page.get_by_label("strength of toward a token").focus()
+    page.keyboard.press("ArrowRight")
+    own = AttentionView(model, PROMPT, [edit(model)]).pattern(4, 1, "edited").numpy()
+    past = np.tril(np.ones(own.shape, bool))
+    assert np.abs(drawn(mounted, "head")[past] - own[past]).max() <= 0.5 / 255 + 1e-6
+    # both grids are in the files
+    files = {}
+    for kind in ("SVG", "CSV"):
+        with page.expect_download() as found:
+            page.get_by_role("button", name=kind, exact=True).click()
+        files[kind] = Path(found.value.path()).read_text("utf-8")
+    assert "heads by layers" in files["SVG"] and "queries by keys" in files["SVG"]
+    kinds = [line.split(",")[0] for line in files["CSV"].splitlines()]
+    assert kinds.count("layer by head") == model.n_layers * model.n_heads
+    assert "query by key" in kinds
 
 
 def test_a_hostile_prompt_is_only_text(screen: tuple[Any, Any]) -> None:

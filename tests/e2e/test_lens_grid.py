@@ -13,7 +13,7 @@ import torch
 import workbench as wb
 from tests import tiny
 from tests.e2e import harness
-from tests.e2e.bridge import Mounted
+from tests.e2e.bridge import ARTEFACTS, Mounted
 from workbench_widgets import LensGrid
 
 pytestmark = pytest.mark.browser
@@ -160,16 +160,80 @@ def test_without_a_kernel_the_slider_snaps(screen: tuple[Any, Any]) -> None:
     widget = LensGrid(model, PROMPT, [edit(model)]).precompute([0.0, 0.5, 1.0, 2.0])
     mounted = Mounted(page, widget, connected=False)
     mounted.until(lambda: mounted.root.get_attribute("data-mode") == "sweep")
-    page.get_by_label("strength of toward a token").evaluate(
-        "e => { e.value = 0.6; e.dispatchEvent(new Event('input')); }"
-    )
-    assert mounted.debug()["spec"]["strengths"] == [0.5]
+    # what came with the page is exact, all choices included, until something is moved
+    assert np.array_equal(drawn(mounted), widget.read("edited").p)
+    assert mounted.debug()["frame"]["edited_top"]["shape"][-1] == 5
+    slider, said = page.get_by_label("strength of toward a token"), page.locator("output")
+    slider.focus()
+    walked = []
+    for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+        walked.append((mounted.debug()["spec"]["strengths"], said.inner_text()))
+    assert walked == [([2.0], "2.00"), ([1.0], "1.00"), ([0.5], "0.500")]
     edited = LensGrid(model, PROMPT, [edit(model, 0.5)]).read("edited")
     assert np.allclose(drawn(mounted), edited.p, atol=1e-3)
     # hold still where nothing was computed: without a sweep the slider is off
     bare = Mounted(page, LensGrid(model, PROMPT, [edit(model)]), connected=False)
     bare.until(lambda: "needs a running kernel" in bare.root.inner_text())
     assert page.get_by_label("strength of toward a token").is_disabled()
+
+
+def test_a_saved_page_says_the_strengths_that_it_draws(screen: tuple[Any, Any]) -> None:
+    page, _ = screen
+    model = wb.load("reasoner")
+    later = edit(model, 0.5).named("later")
+    widget = LensGrid(model, PROMPT, [edit(model), later]).precompute([0.0, 1.0, 2.0])
+    widget.ask(strengths=[0.6, 0.5])  # dragged after the sweep, then saved
+    mounted = Mounted(page, widget, connected=False)
+    mounted.until(lambda: mounted.root.get_attribute("data-mode") == "sweep")
+    first, second = (
+        page.get_by_label("strength of toward a token"),
+        page.get_by_label("strength of later"),
+    )
+    assert page.locator("output").all_inner_texts() == ["0.600", "0.500"]
+    assert np.array_equal(drawn(mounted), widget.read("edited").p)
+    assert second.is_disabled()
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("output").all_inner_texts() == ["1.00", "0.500"]
+    own = LensGrid(model, PROMPT, [edit(model), later]).read("edited").p
+    assert np.allclose(drawn(mounted), own, atol=1e-3)
+    page.keyboard.press("ArrowLeft")
+    assert np.array_equal(drawn(mounted), widget.read("edited").p)
+    # a later edit was moved: the settings are of another one
+    widget.ask(strengths=[0.6, -1.0])
+    mounted = Mounted(page, widget, connected=False)
+    assert page.locator("output").all_inner_texts() == ["0.600", "−1.00"]
+    assert np.array_equal(drawn(mounted), widget.read("edited").p)
+    assert page.get_by_label("strength of toward a token").is_disabled()
+
+
+def test_files_hold_the_followed_position_too(screen: tuple[Any, Any]) -> None:
+    page, seen = screen
+    model = wb.load("reasoner")
+    widget = LensGrid(model, PROMPT, [edit(model)])
+    mounted = Mounted(page, widget)
+    mounted.settled()
+    page.locator("canvas").click(position={"x": 200, "y": 60})
+    mounted.until(lambda: mounted.debug()["followed"])
+    token, files = widget.selection["token"], {}
+    for kind in ("SVG", "CSV", "PNG"):
+        with page.expect_download() as found:
+            page.get_by_role("button", name=kind, exact=True).click()
+        files[kind] = Path(found.value.path()).read_bytes()
+    svg = files["SVG"].decode()
+    assert svg.count("<polyline") == 2 and f"token {token} “" in svg
+    assert files["PNG"].startswith(b"\x89PNG")
+    rows = [line.split(",") for line in files["CSV"].decode().splitlines()]
+    lens = {side: widget.read(side).p[:, token] for side in ("base", "edited")}
+    for side, p in lens.items():
+        kept = [float(r[4]) for r in rows if r[0].startswith("layer by side") and r[3] == side]
+        assert np.allclose(kept[::-1], p, atol=1e-6)
+    assert sum(r[0] == "layer by token" for r in rows) >= lens["base"].size
+    page.set_content(svg)
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=str(ARTEFACTS / "lens-grid-file.png"))
+    assert seen.errors == []
 
 
 def test_what_people_see(screen: tuple[Any, Any]) -> None:

@@ -135,7 +135,7 @@ def test_without_a_kernel_every_transcript_is_there(
     page, seen = screen
     mounted = Mounted(page, board, connected=False, dark=True)
     assert mounted.root.get_attribute("data-mode") == "sweep"
-    assert "complete: no kernel needed" in mounted.root.inner_text()
+    assert "complete, but for the training of rl" in mounted.root.inner_text()
     page.get_by_role("row", name="base").first.click()
     page.get_by_role("grid").nth(1).locator("[data-r='5'][data-c='3']").click()
     about = mounted.debug()
@@ -227,11 +227,15 @@ def test_pictures_and_numbers_are_files(screen: tuple[Any, Any], board: RolloutB
     mounted = Mounted(page, board)
     mounted.settled()
     got = {}
-    for kind in ("PNG", "CSV"):
+    for kind in ("PNG", "SVG", "CSV"):
         with page.expect_download() as download:
             page.get_by_role("button", name=kind).click()
         got[kind] = Path(download.value.path()).read_bytes()
     assert got["PNG"].startswith(b"\x89PNG") and len(got["PNG"]) > 5000
+    shown_now = mounted.debug()["transcript"]["other"]["name"]
+    curves = page.locator(".wb-training svg").count()
+    svg = got["SVG"].decode()
+    assert shown_now in svg and svg.count("mean reward") == curves == 1
     lines = got["CSV"].decode().splitlines()
     assert len(lines) == 1 + len(board.frame["lines"])
     mean = board.frame["lines"][0]["mean"]

@@ -103,13 +103,31 @@ def test_keys_choose_a_cell_and_its_texts_open(
     assert seen.errors == []
 
 
+def test_the_layer_is_linked_both_ways(screen: tuple[Any, Any], explorer: SweepExplorer) -> None:
+    page, seen = screen
+    mounted = Mounted(page, explorer)
+    mounted.settled()
+    page.locator(".wb-grid canvas").focus()
+    for key in ("PageDown", "Enter"):
+        page.keyboard.press(key)
+    mounted.until(lambda: explorer.selection.get("layer") == 1 and explorer.chosen.layer == 1)
+    explorer.selection = {**explorer.selection, "layer": 5}
+    mounted.until(lambda: explorer.chosen.layer == 5)
+    explorer.selection = {**explorer.selection, "layer": 4}
+    page.wait_for_timeout(50)
+    mounted.pump()
+    assert explorer.chosen.layer == 5, "the sweep has no layer 4"
+    assert seen.errors == []
+
+
 def test_without_a_kernel_the_cells_still_open(
     screen: tuple[Any, Any], explorer: SweepExplorer
 ) -> None:
     page, seen = screen
     explorer.view = {}
     mounted = Mounted(page, explorer, connected=False, dark=True)
-    assert "complete: no kernel needed" in mounted.root.inner_text()
+    said = "complete, but for texts after the first 8 prompts"
+    assert said in mounted.root.inner_text()
     page.locator(".wb-grid canvas").focus()
     for key in ("Home", "PageDown", "Enter"):
         page.keyboard.press(key)

@@ -28,6 +28,18 @@ ARROWS = """() => {
   const event = () => new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true });
   for (let i = 0; i < 20; i++) list.dispatchEvent(event());
   return (performance.now() - t) / 20; }"""
+WIDE_SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="50000" height="300">'
+    '<rect width="50000" height="300" fill="#f00"/></svg>'
+)
+WIDE_PNG = """async ([source, svg]) => {
+  const file = new Blob([source], { type: 'text/javascript' });
+  const { toPng } = await import(URL.createObjectURL(file));
+  const blob = await toPng(svg), image = await createImageBitmap(blob);
+  const context = new OffscreenCanvas(1, 1).getContext('2d');
+  context.drawImage(image, 1 - image.width, 0);
+  return { head: [...new Uint8Array(await blob.slice(0, 4).arrayBuffer())],
+    width: image.width, height: image.height, red: context.getImageData(0, 0, 1, 1).data[0] }; }"""
 HOSTILE = ["<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>"]
 
 
@@ -130,6 +142,15 @@ def test_files_hold_what_is_shown(page):
     assert files["CSV"].startswith(head)
     assert files["SVG"].startswith("<svg") and not re.search(r"<(img|script)", files["SVG"])
     assert files["PNG"].startswith("\ufffdPNG")
+
+
+def test_pictures_wider_than_a_canvas_are_png_files(page):
+    """Larger than Chromium's largest canvas: without a smaller scale the file is the word null."""
+    source = (harness.ROOT / "widgets" / "js" / "export.js").read_text("utf-8")
+    Mounted(page, strip()).settled()
+    size = page.evaluate(WIDE_PNG, [source, WIDE_SVG])
+    assert size["head"] == [0x89, 0x50, 0x4E, 0x47] and size["width"] == 16384
+    assert size["height"] == 98 and size["red"] > 250
 
 
 def test_accessible(page):

@@ -12,7 +12,7 @@ from scipy import stats
 
 import workbench as wb
 from tests import tiny
-from tests.unit.test_widget_lens_grid import MODELS, PROMPT, edit, model_of
+from tests.unit.test_widget_lens_grid import MODELS, PROMPT, STORIES, edit, model_of
 from workbench.errors import SiteUnavailable, WorkbenchError
 from workbench_widgets import AttentionView
 from workbench_widgets.attention_view import widget as widget_module
@@ -163,3 +163,49 @@ def test_the_still_is_small_and_repr_stable() -> None:
     one, two = (AttentionView(wb.load("reasoner"), "add 12+34\n") for _ in range(2))
     assert repr(one) == repr(two)
     assert len(one._still().encode()) < 20_000 and "entropy of each head" in one._still()
+
+
+def test_weights_changed_in_place_change_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widget_module, "AT_ONCE", 1)  # each layer is a run of its own
+    model = wb.load(tiny.module("llama"), tiny.tokenizer())
+    widget = AttentionView(model, PROMPT, [edit(site="L0.resid_post")])
+    before = widget._base
+    widget.ask(strengths=[0.5])
+    assert widget._base is before, "read again without a reason"
+    with torch.no_grad():
+        model.hf.get_submodule("model.layers.1.self_attn.q_proj").weight.mul_(3)
+    widget.ask(strengths=[0.0])
+    fresh = AttentionView(model, PROMPT).frame["base"]
+    assert np.allclose(widget.frame["base"], fresh, atol=1e-6)
+    assert np.allclose(widget.frame["edited"], fresh, atol=1e-6)
+    assert before is not None and np.abs(before - fresh).max() > 1e-3
+
+
+def test_settings_say_which_later_edits_they_are_of() -> None:
+    widget = AttentionView(tiny.model(), PROMPT, [edit(), edit(0.5, "L0.resid_post")])
+    sweep = unpack(widget.precompute([0.0]).sweep)
+    assert sweep["grid"] == [0.0, 1.0] and sweep["others"] == [0.5]
+    with pytest.raises(WorkbenchError, match="strengths of the first edit"):
+        widget.precompute(["a"])  # type: ignore[list-item]
+
+
+@pytest.mark.skipif(
+    not STORIES.is_dir(), reason="the stories260K model is not beside this checkout"
+)
+def test_a_head_of_stories260k() -> None:
+    model = wb.load(STORIES)
+    text = "Once upon a time, there was a little girl named Lily."
+    own = model.run(text, record="L2.pattern")["L2.pattern"][0, 5]
+    widget = AttentionView(model, text)
+    assert torch.equal(widget.pattern(2, 5), own)
+    entropy = np.mean([stats.entropy(row.numpy()) for row in own[1:].double()])
+    assert widget.frame["base"][0, 2, 5] == pytest.approx(entropy, abs=1e-4)
+
+
+def test_a_head_of_gpt2() -> None:
+    model = tiny.model("gpt2")
+    own = model.run(PROMPT, record="L1.pattern")["L1.pattern"][0, 3]
+    widget = AttentionView(model, PROMPT)
+    assert torch.equal(widget.pattern(1, 3), own)
+    assert widget.frame["base"][1, 1, 3] == pytest.approx(float(own[1:, 0].mean()), abs=1e-6)
+    assert torch.allclose(own.sum(-1), torch.ones(len(own)), atol=1e-5)

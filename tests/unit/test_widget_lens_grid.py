@@ -199,3 +199,78 @@ def test_repr_is_stable() -> None:
     model = wb.load("reasoner")
     one, two = (repr(LensGrid(model, "add 12+34\n")) for _ in range(2))
     assert one == two and one.startswith("LensGrid(6 layers, 11 tokens; next ")
+
+
+@pytest.mark.parametrize("backend", ["transformers", "other"])
+def test_weights_changed_in_place_change_both_sides(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wb.load(tiny.module("llama"), tiny.tokenizer())
+    if backend == "other":  # every run is a full one there
+        monkeypatch.setattr("workbench.model.live._why_full", lambda _model: "full")
+    widget = LensGrid(model, PROMPT, [edit()])
+    before = widget.read()
+    assert widget.read() is before
+    widget.ask(strengths=[0.5])
+    assert widget._base is before, "read again without a reason"
+    with torch.no_grad():
+        model.hf.get_submodule("model.layers.0.mlp.down_proj").weight.mul_(3)
+    widget.ask(strengths=[0.0])
+    frame, fresh = widget.frame, LensGrid(model, PROMPT).read()
+    assert np.array_equal(frame["base_statistics"], fresh.statistics)
+    assert np.array_equal(frame["edited_statistics"], fresh.statistics)
+    assert np.abs(before.p - fresh.p).max() > 1e-3
+    with torch.no_grad():
+        model.hf.get_output_embeddings().weight.mul_(2)
+    assert np.array_equal(widget.read().p, LensGrid(model, PROMPT).read().p)
+    widget.precompute([0.0])
+    assert np.array_equal(widget.frame["base_statistics"], widget.read().statistics)
+
+
+def masking(never: float) -> wb.Model:
+    """A model whose head gives the last three ids a logit that no other has."""
+    hf = tiny.module("gpt2")
+    head = torch.nn.Linear(32, tiny.N_VOCAB)
+    head.weight = hf.get_output_embeddings().weight
+    head.bias = torch.nn.Parameter(torch.zeros(tiny.N_VOCAB), requires_grad=False)
+    head.bias[-3:] = never
+    hf.set_output_embeddings(head)
+    return wb.load(hf.requires_grad_(False), tiny.tokenizer(), proof=False)
+
+
+def test_a_model_may_rule_tokens_out() -> None:
+    masked = LensGrid(masking(float("-inf")), PROMPT, [edit()], top=tiny.N_VOCAB)
+    assert masked.status["state"] == "idle", masked.status["msg"]
+    far = LensGrid(masking(-1e4), PROMPT, [edit()]).frame
+    for side in ("base", "edited"):
+        found = masked.frame[f"{side}_statistics"]
+        assert np.allclose(found, far[f"{side}_statistics"], atol=1e-4)
+        assert (masked.frame[f"{side}_top_p"][..., -3:] == 0).all()
+
+
+@pytest.mark.parametrize("never", [float("nan"), float("inf")])
+def test_a_base_side_that_is_wrong_says_look_at_the_model(never: float) -> None:
+    said = LensGrid(masking(never), PROMPT, [edit()]).status["msg"]
+    assert "base" in said and "look at the model" in said and "strength" not in said
+
+
+@pytest.mark.parametrize("strengths", [["x"], ["1"], [None], [float("nan")], [False], 1.0, []])
+def test_strengths_that_are_no_numbers_are_said(strengths: object) -> None:
+    widget = LensGrid(tiny.model(), PROMPT, [edit()])
+    widget.ask(strengths=strengths)
+    assert "a strength per edit" in widget.status["msg"]
+    with pytest.raises(WorkbenchError, match="a strength per edit"):
+        widget.to_record()
+
+
+@pytest.mark.parametrize("grid", [["a"], "12", [None], [], 3, [float("inf")], [[1.0]]])
+def test_a_grid_that_holds_no_numbers_is_said(grid: object) -> None:
+    with pytest.raises(WorkbenchError, match="strengths of the first edit"):
+        LensGrid(tiny.model(), PROMPT, [edit()]).precompute(grid)  # type: ignore[arg-type]
+
+
+def test_a_grid_may_be_any_numbers() -> None:
+    widget = LensGrid(tiny.model(), PROMPT, [edit(), edit(0.5, "L2.resid_post")])
+    sweep = unpack(widget.precompute(torch.tensor([2, 0])).sweep)
+    assert sweep["grid"] == [0.0, 1.0, 2.0] and sweep["others"] == [0.5]
+    assert unpack(widget.precompute().sweep)["grid"] == [-2 + i / 2 for i in range(9)]

@@ -11,7 +11,9 @@ import workbench as wb
 from tests import tiny
 from workbench.errors import PromptError, WorkbenchError
 from workbench_widgets import PromptBar
-from workbench_widgets.frames import unpack
+from workbench_widgets.frames import pack, unpack
+from workbench_widgets.prompt_bar import turns
+from workbench_widgets.spelling import Spelled
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "stories260K" / "hf"
 HOSTILE = "<img src=x onerror=alert(1)></script>"
@@ -27,10 +29,10 @@ def models() -> list:
     return [pytest.param(make, id=name) for make, name in zip(found, names, strict=True)]
 
 
-def chat_model():
+def chat_model(template: str = TEMPLATE):
     """The tiny model with a chat template of its own; the shared one stays as it is."""
     tokenizer = copy.deepcopy(tiny.tokenizer())
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = template
     return wb.load(tiny.module("gpt2"), tokenizer)
 
 
@@ -58,7 +60,25 @@ def test_bytes_of_one_character_are_said_to_be_bytes():
 def test_a_written_bos_is_read_once():
     model = tiny.model("gpt2")
     (side,) = PromptBar(model, "<bos>").frame["sides"]
-    assert side["ids"] == [1]
+    assert side["ids"] == [1] and side["exact"]
+    (side,) = PromptBar(model, "<bos>12+3=").frame["sides"]
+    assert side["ids"] == model.tokens(["12+3="]).ids[0].tolist() and side["exact"]
+
+
+def test_a_template_that_writes_the_bos_is_exact():
+    messages = [{"role": "user", "content": "2+2"}]
+    (side,) = PromptBar(chat_model("{{ bos_token }}" + TEMPLATE), messages).frame["sides"]
+    assert side["exact"] and side["ids"][0] == 1
+    assert side["turn"][: len("<#user# ") + 1] == [-1] * (len("<#user# ")) + [0]
+
+
+def test_a_text_that_the_tokenizer_changes_is_not_exact():
+    from tokenizers import normalizers
+
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("7", "")
+    (side,) = PromptBar(wb.load(tiny.module("gpt2"), tokenizer), "17").frame["sides"]
+    assert len(side["ids"]) == 2 and not side["exact"]
 
 
 def test_a_span_is_a_scope_of_absolute_positions():
@@ -84,6 +104,20 @@ def test_an_edited_text_is_cut_anew_and_loses_the_answer():
     bar.ask(prompt={"text": "12+8="}, span=None)
     assert bar.to_record() == wb.Prompt(text="12+8=")
     assert bar.frame["sides"][0]["ids"] == model.tokens(["12+8="]).ids[0].tolist()
+
+
+def test_another_text_has_no_span():
+    bar = PromptBar(tiny.model("gpt2"), "12+7=88", "12+7=89")
+    bar.select(5, 8)
+    bar.ask(prompt=dict(bar.spec["prompt"]))
+    assert bar.span == (5, 8) and bar.other_span == (5, 8)
+    bar.ask(prompt={"text": "1+"})
+    assert bar.span is None and bar.other_span is None and str(bar.scope) == "prompt"
+    bar.select(1, 3)
+    bar.ask(other={"text": "1"})
+    assert bar.span is None and bar.other_span is None
+    bar.ask(prompt={"text": "9+9="}, span=[1, 3])
+    assert bar.span == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +165,45 @@ def test_messages_go_through_the_template_and_keep_their_roles():
     assert side["roles"] == ["system", "user"] and bar.to_record() == prompt
     with pytest.raises(PromptError, match="no chat template"):
         PromptBar(tiny.model("gpt2"), messages)
+
+
+LOOP = "{% for m in messages %}"
+TURNS = {
+    "plain": LOOP + "{{ m.role }}.{{ m.content }}={% endfor %}",
+    "trimmed": LOOP + "{{ m.role }}.{{ m.content | trim }}={% endfor %}",
+    "reordered": "{% for m in messages | reverse %}{{ m.role }}.{{ m.content }}={% endfor %}",
+    "twice": LOOP + "{{ m.content }}.{{ m.role }}.{{ m.content }}={% endfor %}",
+    "picky": LOOP + "{% if m.content | length > 2 %}{{ raise_exception('long') }}{% endif %}"
+    "{{ m.role }}.{{ m.content }}={% endfor %}",
+    "upper": LOOP + "{{ m.role }}.{{ m.content | upper }}={% endfor %}",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "whose"),
+    [
+        ("plain", ["e", "s"], "-----0------1-"),
+        ("plain", ["", "user."], "-----" + "------11111-"),
+        ("plain", [" e ", "r"], "-----000------1-"),
+        ("trimmed", [" e ", "r"], "-----0------1-"),
+        ("reordered", ["e", "12"], "-----11------0-"),
+        ("twice", ["e", "s"], "0------0-1------1-"),
+        ("picky", ["1", "2"], "-----0------1-"),  # marks do not survive: by search
+        ("upper", ["2+2", "3+3"], "-----000------111-"),
+    ],
+)
+def test_turns_are_the_contents_and_never_the_templates_own_words(name, contents, whose):
+    messages = [{"role": "user", "content": c} for c in contents]
+    (side,) = PromptBar(chat_model(TURNS[name]), messages).frame["sides"]
+    told = "".join("-" if t < 0 else str(t) for t in side["turn"])
+    assert told == "-" + whose if side["special"][0] else told == whose
+
+
+def test_turns_stay_in_place_where_special_tokens_are_spelled_without_their_text():
+    text = "<s>user.e<s>e"
+    pieces = [Spelled("", "<s>", True), *map(Spelled, "user.e"), Spelled("", "<s>", True)]
+    found = turns.of_pieces([(8, 9, 0), (12, 13, 1)], text, [*pieces, Spelled("e")])
+    assert found == [-1] * 6 + [0, -1, 1]
 
 
 def test_a_pair_matches_positions():
@@ -190,3 +263,13 @@ def test_precomputed_prompts_are_frames_of_their_own():
 def test_the_still_is_escaped():
     still = PromptBar(wb.load("reasoner"), HOSTILE, HOSTILE + "!")._still()
     assert "<img" not in still and "</script" not in still and "underline" in still
+
+
+def test_the_still_stays_small_with_many_ids_of_six_digits():
+    bar = PromptBar(tiny.model("gpt2"), "12+7=", "12+8=")
+    side = {k: v * 700 for k, v in bar.frame["sides"][0].items() if isinstance(v, list)}
+    side |= {"ids": [999_999] * len(side["ids"])}
+    pairs = [[i, i] for i in range(len(side["ids"]))]
+    bar.data = pack({**bar.frame, "sides": [side, side], "pairs": pairs})
+    still = bar._still()
+    assert "999999 999999" in still and len(still.encode()) < 20_000

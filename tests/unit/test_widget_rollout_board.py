@@ -19,6 +19,7 @@ from workbench.errors import PromptError, UnknownName, WorkbenchError
 from workbench.rl import Reinforce, TrainArm
 from workbench_widgets import RolloutBoard
 from workbench_widgets.rollout_board.figures import Figures
+from workbench_widgets.rollout_board.still import still
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "stories260K" / "hf"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -130,10 +131,12 @@ def test_training_adds_the_arm_its_twin_and_its_control(reasoner, tmp_path, monk
     found = RolloutBoard(model, prompts, [arm], seeds=(0,), max_new_tokens=16)
     assert found.table().arms == ["base"] and found.meta["complete"]
     assert "Reinforce" not in found.to_code()
+    assert found.meta["but"] == "the training of rl"
 
     found.train("rl")
     names = ["rl", "rl (seed twin)", "rl (shuffled rewards)"]
     assert found.table().arms == ["base", *names] and found.status["state"] == "idle"
+    assert found.meta["complete"] and found.meta["but"] == ""
     assert [a["kind"] for a in found.frame["arms"]] == ["baseline"] + ["trained"] * 3
     runs = found.frame["trainings"][0]["runs"]
     assert [len(r["mean"]) for r in runs] == [2, 2, 2] and all(r["made"] for r in runs)
@@ -154,6 +157,7 @@ def test_an_untrainable_arm_says_so_in_words() -> None:
     found = board([TrainArm("rl", 2)])
     found.train("rl")
     assert "no reward" in found.frame["trainings"][0]["runs"][0]["error"]
+    assert found.meta["complete"] and found.meta["but"] == "", "a failed training is no lack"
     assert found.status["state"] == "idle" and found.table().arms == ["base"]
 
 
@@ -228,12 +232,27 @@ def test_the_still_is_small_and_escaped() -> None:
     assert f"{mean:.3g}" in still
 
 
+@pytest.mark.parametrize("name", ["a" * 400, '"' * 400, "\U0001f600" * 400])
+def test_the_still_of_many_long_names_is_small(name: str) -> None:
+    arms = [wb.Arm(f"{i}{name}") for i in range(63)]
+    found = board(arms, metrics=("length",), prompts=["abc", "x"], max_new_tokens=2)
+    assert len(found._still().encode()) < 20_000 and len(repr(found)) < 400
+    about = found.meta["metrics"][0]
+    frame, many = found.frame, [about | {"name": f"m{i}{name}"} for i in range(64)]
+    frame["lines"] = [x | {"metric": m["name"]} for m in many for x in frame["lines"]]
+    frame["measures"] = [m["name"] for m in many]
+    large = still(frame, found.meta | {"metrics": many}, found._words())
+    assert len(large.encode()) < 20_000 and "more measures" in large
+
+
 def test_long_boards_keep_fewer_transcripts(monkeypatch) -> None:
     import workbench_widgets.rollout_board.widget as module
 
     monkeypatch.setattr(module, "TOKENS_KEPT", 80)
     found = board()
-    assert 0 < found.frame["kept"] < 4 and found.frame["right"].shape == (6, 4)
+    kept = found.frame["kept"]
+    assert 0 < kept < 4 and found.frame["right"].shape == (6, 4)
+    assert found.meta["complete"] and found.meta["but"] == f"texts after the first {kept} prompts"
     whole = found._fetch("texts", {"arm": "steered", "seed": 1}, worker.Job(None, None, ""))
     n = whole["text_ends"][4]
     want = [i for g in found.table().read("steered") if g.seed == 1 for i in g.ids]
@@ -271,3 +290,89 @@ def test_it_fills_seed_by_seed_and_a_cancel_keeps_what_is_there(monkeypatch) -> 
     found.go_on()
     worker.settle(20)
     assert found.meta["complete"] and all(a["done"] == 4 for a in found.frame["arms"])
+
+
+def test_a_cancel_by_key_is_continued_on_request_only(monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    model, real = tiny.model("gpt2"), tiny.model("gpt2").generate
+
+    def slow(*args, **options):
+        time.sleep(0.1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(model, "generate", slow)
+    found = board(model=model, metrics=("length",))
+    deadline = time.monotonic() + 10
+    while len(found._board.rounds) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.cancel(("widget", id(found)))
+    worker.settle(10)
+    done = len(found._board.rounds)
+    assert found.status["state"] == "cancelled" and done < 6
+    found.ask(anything=1)
+    found.refresh()
+    worker.settle(10)
+    assert len(found._board.rounds) == done
+    found.go_on()
+    worker.settle(20)
+    assert len(found._board.rounds) == 6 and found.status["state"] == "idle"
+
+
+def test_a_cancelled_training_waits_for_its_continue(reasoner, monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    model, prompts = reasoner
+    trainer = Reinforce(prompts_per_step=1, samples=2, max_new_tokens=4)
+    arm = TrainArm("rl", 3, trainer=trainer)
+    options = dict(seeds=(0,), metrics=("length",), max_new_tokens=4)
+    found = RolloutBoard(model, prompts[:2], [arm], **options)
+    worker.settle(20)
+    found.train("rl")
+    deadline = time.monotonic() + 20
+    while not found._board.trainings["rl"].curve and time.monotonic() < deadline:
+        time.sleep(0.001)
+    worker.cancel(("widget", id(found)))
+    worker.settle(20)
+    runs = found.frame["trainings"][0]["runs"]
+    assert not all(run["made"] for run in runs) and not any(run["error"] for run in runs)
+    assert not found.meta["complete"]
+    found.refresh()
+    worker.settle(20)
+    assert found.status["state"] == "cancelled"
+    found.go_on()
+    worker.settle(60)
+    assert all(run["made"] for run in found.frame["trainings"][0]["runs"])
+    assert found.meta["complete"] and len(found.table().arms) == 4
+
+
+def test_models_of_an_arm_are_named_in_the_code(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [wb.load(tiny.module("gpt2", seed), tiny.tokenizer()) for seed in range(3)]
+    model, other, third = made
+    arms = [
+        wb.Arm("other", model=other),
+        wb.Arm("other!", model=third),
+        wb.Arm("9 lives", model=other),
+        wb.Arm("same", model=model),
+    ]
+    found = board(arms, model, control=False)
+    code = found.to_code()
+    said = "wb.load(module, tokenizer): a module of your own"
+    assert f"\n# other_model = {said}\n# other_model_2 = {said}\n# arm_9_lives_model = " in code
+    names = {"model": model, "other_model": other, "other_model_2": third}
+    assert "model=model)" in code and "wb.load('" not in code
+    names = names | {"arm_9_lives_model": other}
+    exec(code, names)
+    assert same(found.table(), names["table"])
+
+
+def test_a_trained_copy_is_no_name_to_load(reasoner, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, prompts = reasoner
+    trained = Reinforce(prompts_per_step=1, samples=2, max_new_tokens=4).train(model, prompts, 1)
+    options = dict(seeds=(0,), metrics=("length",), max_new_tokens=4)
+    found = RolloutBoard(model, prompts[:2], [wb.Arm("new", model=trained.model)], **options)
+    code = found.to_code()
+    assert "(trained)" not in code and "# new_model = wb.load(module" in code
+    names = {"new_model": trained.model}
+    exec(code, names)
+    assert found.table().frame().equals(names["table"].frame())

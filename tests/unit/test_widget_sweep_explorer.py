@@ -216,3 +216,78 @@ def test_a_cancel_keeps_what_is_done_and_continues_later(monkeypatch) -> None:
     worker.settle(20)
     assert found.meta["complete"] and found.frame["done"] == 13 and BASE in found._sweep.done
     assert len(calls) <= 13 + 1, "only the cell that was cancelled is computed twice"
+
+
+def test_how_it_is_cancelled_makes_no_difference(monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    model, real = tiny.model("gpt2"), tiny.model("gpt2").generate
+
+    def slow(*args, **options):
+        time.sleep(0.1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(model, "generate", slow)
+    found = explorer(model)
+    deadline = time.monotonic() + 10
+    while len(found._sweep.done) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.cancel(("widget", id(found)))
+    found.choose(1, -2.0)  # before the running cell has ended
+    worker.settle(10)
+    assert Point(1, -2.0) in found._sweep.done and len(found._sweep.done) <= 5
+    done = len(found._sweep.done)
+    found.ask(metric=1)
+    found.choose(1, -2.0)
+    worker.settle(10)
+    assert len(found._sweep.done) == done
+    found.choose(2, 2.0)
+    worker.settle(10)
+    assert Point(2, 2.0) in found._sweep.done and len(found._sweep.done) == done + 1
+    found.go_on()
+    worker.settle(20)
+    assert found.meta["complete"] and found.meta["but"] == ""
+
+
+def test_a_cancel_while_it_waits_holds_it(monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    first = worker.submit(lambda job: [(time.sleep(0.01), job.check()) for _ in range(1000)])
+    found = explorer()
+    worker.cancel(("widget", id(found)))
+    first.cancel()
+    worker.settle(10)
+    assert found.status["state"] == "cancelled" and not found._sweep.done
+    found.ask(show="difference")
+    worker.settle(10)
+    assert not found._sweep.done, "how it is shown is no click on a cell"
+    found.choose(1, 2.0)
+    worker.settle(10)
+    assert set(found._sweep.done) == {BASE, Point(1, 2.0)}
+    found.go_on()
+    worker.settle(20)
+    assert found.meta["complete"]
+
+
+def test_a_continue_during_a_cancel_counts(monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "0")
+    model, real = tiny.model("gpt2"), tiny.model("gpt2").generate
+
+    def slow(*args, **options):
+        time.sleep(0.05)
+        return real(*args, **options)
+
+    monkeypatch.setattr(model, "generate", slow)
+    found = explorer(model)
+    deadline = time.monotonic() + 10
+    while len(found._sweep.done) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.cancel(("widget", id(found)))
+    found.go_on()
+    worker.settle(20)
+    assert found.meta["complete"] and found.status["state"] == "idle"
+
+
+def test_it_says_which_texts_it_keeps() -> None:
+    found = explorer(prompts=[f"p{i}" for i in range(10)], control=False, layers=[1])
+    assert found.frame["kept"] == 8
+    assert found.meta["complete"] and found.meta["but"] == "texts after the first 8 prompts"
+    assert explorer(control=False, layers=[1]).meta["but"] == ""

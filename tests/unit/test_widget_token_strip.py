@@ -17,6 +17,7 @@ from workbench.errors import WorkbenchError
 from workbench_widgets import TokenStrip
 from workbench_widgets.align import align
 from workbench_widgets.spelling import spell, spell_text
+from workbench_widgets.stills import intervals, words
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "stories260K" / "hf"
 HOSTILE = "<img src=x onerror=alert(1)></script>"
@@ -120,6 +121,41 @@ def test_the_cell_shows_the_same():
     assert again.to_code() == code
 
 
+def again(code: str):
+    """The widget that a cell makes."""
+    space: dict = {}
+    head, _, call = code.rpartition("\n\n")
+    exec(head, space)  # noqa: S102
+    return eval(call, space)  # noqa: S307
+
+
+def test_the_cell_keeps_names_and_numbers_that_are_not_finite():
+    inf = float("inf")
+    rows = {"infinite information": [inf, -inf, None, 1e-7], "nan": [1, 2, 3, 4]}
+    strip = TokenStrip(list("abcd"), rows, unit={"nan": "inf"})
+    copied = again(strip.to_code())
+    assert copied.meta == strip.meta and copied.frame["scales"] == strip.frame["scales"]
+    np.testing.assert_array_equal(copied.frame["values"], strip.frame["values"])
+
+
+def test_the_cell_keeps_absolute_positions():
+    model = wb.load("reasoner")
+    one, other = (model.generate([p], max_new_tokens=4)[0] for p in ("12+7=", "9-4="))
+    strip = TokenStrip.of(one, model, other)
+    copied = again(strip.to_code())
+    firsts = [side["first"] for side in strip.frame["sides"]]
+    assert [side["first"] for side in copied.frame["sides"]] == firsts == [6, 5]
+    assert copied.table()["position"].dropna().tolist()[:2] == [6, 7]
+    placed = TokenStrip(["a", "b"], first=3, other=["a"], other_first=8)
+    assert placed.table()["position"].tolist() == [3, 4]
+    assert again(placed.to_code()).frame["sides"] == placed.frame["sides"]
+    for wrong in (-1, 0.5, "3"):
+        with pytest.raises(WorkbenchError, match="is no position"):
+            TokenStrip(["a"], first=wrong)
+    with pytest.raises(WorkbenchError, match="belongs to no text"):
+        TokenStrip(["a"], other_first=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -161,6 +197,52 @@ def test_stills_are_small_and_escaped():
         assert len(still.encode()) < 20_000
         assert "<img" not in still and "</script" not in still and "more</i>" in still
     assert TokenStrip(["a", "b"], [0.0, 1.0])._still().count("background:#") == 2
+
+
+@pytest.mark.parametrize("long", ["x" * 30_000, '"' * 30_000, "\U0001f600" * 9_000])
+def test_stills_stay_small_where_names_are_long(long):
+    tokens = [f" {i}" for i in range(4000)]
+    values = {long: np.arange(4000.0)}
+    both = TokenStrip(
+        tokens, values, title=long, unit=long, other=tokens, other_values=values, first=10
+    )
+    alone = TokenStrip(tokens, values, title=long)
+    for strip in (both, alone):
+        still = strip._still()
+        assert len(still.encode()) < 20_000
+        assert (
+            still.count("more</i>") == len(strip.frame["sides"])
+            and "3,999" in still
+            or "4e+03" in still
+        )
+
+
+def test_infinities_are_said_as_the_browser_says_them():
+    still = TokenStrip(["a", "b"], [float("inf"), 2.0])._still()
+    assert "inf" not in still
+    assert intervals.number is words.number
+    told = [words.number(v) for v in (float("inf"), float("-inf"), float("nan"), None, -0.5)]
+    assert told == ["∞", "−∞", "–", "–", "−0.5"]
+
+
+def test_tokens_read_the_same_in_the_browser():
+    if shutil.which("node") is None:
+        pytest.skip("no node here; npm is a development tool")
+    # every character but halves of a pair, which no text of Python's can be written with
+    cases = ["", " a b ", "\r\n\t", "a\u202eb\u2066c", *map(chr, range(0xD800)), "\U000e0001"]
+    source = (Path(__file__).parents[2] / "widgets" / "js" / "dom.js").as_uri()
+    code = (
+        f"import {{ visible }} from '{source}'; import {{ readFileSync }} from 'node:fs';"
+        "console.log(JSON.stringify(JSON.parse(readFileSync(0, 'utf8')).map(visible)))"
+    )
+    said = subprocess.run(
+        ["node", "--input-type=module", "-e", code],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(said.stdout) == [words.visible(c) for c in cases]
 
 
 @pytest.mark.parametrize("make", models())

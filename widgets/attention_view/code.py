@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from workbench.model.model import Model
 from workbench.tensors import Intervention, Tokens
-from workbench_widgets.lens_grid.code import setup
+from workbench_widgets.cells import setup
 
 
 def cell(

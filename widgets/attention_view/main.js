@@ -1,7 +1,9 @@
 import { mount } from "../js/base.js";
 import { h } from "../js/dom.js";
 import { grid } from "../js/grid.js";
-import { sideOf, sides } from "../js/sides.js";
+import { gridsCsv } from "../js/grid_files.js";
+import { stacked } from "../js/intervals.js";
+import { drawn, sideOf, sides } from "../js/sides.js";
 import { keptPattern, overview, pattern, picked, STATISTICS } from "./shown.js";
 
 const attention = {
@@ -26,12 +28,14 @@ const attention = {
     showPattern(view, about);
   },
   pick: (sweep, spec, view) => picked(sweep, spec, view.cached("data")),
-  pictures: (view) => ({ svg: () => shownGrid(view).svg(), csv: () => shownGrid(view).csv() }),
+  pictures: (view) => ({
+    svg: () => (view.drawnPattern ? stacked([view.heads.svg(), view.pattern.svg()]) : view.heads.svg()),
+    csv: () => (view.drawnPattern ? gridsCsv([view.heads.picture, view.pattern.picture]) : view.heads.csv()),
+  }),
   debug: (view) => ({ tab: sideOf(view), heads: numbers(view.picture), head: numbers(view.drawnPattern),
     plan: view.heads.plan, patternPlan: view.drawnPattern ? view.pattern.plan : null, words: view.note.textContent }),
 };
 
-const shownGrid = (view) => (view.drawnPattern ? view.pattern : view.heads);
 const numbers = (picture) => (picture ? { shape: picture.values.shape, values: picture.values.values } : null);
 
 function now(view) {
@@ -51,7 +55,8 @@ function showPattern(view, about) {
   const { layer, head } = about.selection;
   const chosen = about.layers.includes(layer) && Number.isInteger(head) && head >= 0 && head < about.heads;
   if (!chosen) return leave(view, "click a head to see its pattern");
-  const kept = view.live ? null : keptPattern(view.sweep, view.spec, { layer, head, heads: about.heads, tokens: about.tokens.length });
+  const place = { layer, head, heads: about.heads, tokens: about.tokens.length, tab: about.tab };
+  const kept = view.live ? null : keptPattern(view.sweep, { strengths: drawn(view) }, place, view.cached("data"));
   if (kept) return drawPattern(view, about, kept);
   // the frame's number: a moved slider makes a fetched pattern old
   const key = `${layer} ${head} ${view.model.get("seq")}`;

@@ -1,7 +1,7 @@
 // From a frame to what the two grids paint. No elements here.
 
 import { short, visible } from "../js/dom.js";
-import { nearest } from "../js/sides.js";
+import { isOwn, placeIn, settingOf } from "../js/sides.js";
 
 export const STATISTICS = {
   entropy: "entropy, nats",
@@ -59,15 +59,16 @@ export function pattern(sides, { tab, tokens, layer, head, selection }) {
   };
 }
 
-/** The frame of a precomputed strength. Without edits there is one setting, the frame itself. */
+/** The frame of a precomputed strength; else the page's own. */
 export function picked(sweep, spec, base) {
-  if (!base || !sweep.grid?.length || !sweep.edited) return base;
-  const i = nearest(sweep.grid, spec.strengths[0]), size = base.base.values.length;
-  return { ...base, edited: { shape: base.base.shape, values: sweep.edited.values.subarray(i * size, (i + 1) * size) } };
+  const i = !base || !sweep.edited || isOwn(base, spec) ? -1 : placeIn(sweep, spec);
+  if (i < 0) return base;
+  const size = base.base.values.length, values = sweep.edited.values.subarray(i * size, (i + 1) * size);
+  return { ...base, of: settingOf(sweep, i, spec), edited: { shape: base.base.shape, values } };
 }
 
-/** A head's pattern among precomputed ones, or null where they were too large to keep. */
-export function keptPattern(sweep, spec, { layer, head, heads, tokens }) {
+/** A head's pattern among precomputed ones, or null where the shown side's was not kept. */
+export function keptPattern(sweep, spec, { layer, head, heads, tokens, tab }, base) {
   if (!sweep?.base_patterns) return null;
   const n = tokens * tokens, at = layer * heads + head;
   const read = (array, setting) => {
@@ -76,6 +77,10 @@ export function keptPattern(sweep, spec, { layer, head, heads, tokens }) {
   };
   const settings = (array) => (array.shape.length === 5 ? array.shape[0] : 1);
   const found = { base: read(sweep.base_patterns, 0) };
-  if (sweep.edited_patterns) found.edited = read(sweep.edited_patterns, nearest(sweep.grid, spec.strengths[0]));
-  return found;
+  if (!sweep.edited_patterns) return found;
+  const i = placeIn(sweep, spec);
+  // the page's own heads may be at a strength between two settings
+  const kept = i >= 0 && (!isOwn(base, spec) || sweep.grid[i] === spec.strengths[0]);
+  if (!kept) return tab === "base" ? found : null;
+  return { ...found, edited: read(sweep.edited_patterns, i) };
 }

@@ -61,6 +61,7 @@ class AttentionView(Widget):
             model.backend.check(Site(layer, "pattern"), write=False)
         self._model, self._arms = model, Arms(model, prompt, edits, "AttentionView")
         self._base: np.ndarray | None = None
+        self._base_of: tuple[int, ...] = ()
         meta = {
             "title": "Attention",
             "tokens": self._arms.texts,
@@ -113,12 +114,18 @@ class AttentionView(Widget):
 
     def _frame(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
         edits = self._arms.at(spec)
-        if self._base is None:
-            self._base = self._heads("base", (), job)
-        frame = {"base": self._base}
+        base, weights = self._known(), self._arms.weights
+        if base is None:
+            base = self._heads("base", (), job)
+            self._base, self._base_of = base, weights
+        frame = {"base": base}
         if edits:
             frame["edited"] = self._heads("edited", edits, job)
         return frame
+
+    def _known(self) -> np.ndarray | None:
+        """The base side as read before, unless weights were written into since."""
+        return self._base if self._base_of == self._arms.weights else None
 
     def _fetch(self, what: str, arguments: Mapping[str, Any], job: worker.Job) -> Mapping[str, Any]:
         if what != "pattern":
@@ -180,22 +187,26 @@ class AttentionView(Widget):
 
         Args:
             grid: strengths of the first edit; 5 over the slider by default.
+
+        Raises:
+            WorkbenchError: no strengths, or one that is not a finite number.
         """
-        strengths: list[float] = []
-        if self._arms.edits:
-            about = self._arms.meta()[0]
-            wanted = np.linspace(about["min"], about["max"], 5) if grid is None else grid
-            strengths = sorted({round(float(s), 6) for s in wanted} | {self.spec["strengths"][0]})
+        now = self._arms.at(self.spec)
+        strengths = self._arms.grid(grid, self.spec["strengths"][0], 5) if now else []
+        if self._known() is None:
+            self.refresh()
+        settings = [(now[0].at(strength), *now[1:]) for strength in strengths]
         job = worker.submit(
-            lambda job: self._swept(strengths, job), label="AttentionView.precompute"
+            lambda job: self._swept(settings, job), label="AttentionView.precompute"
         )
-        kept = job.result()
-        self.sweep = pack({"grid": strengths, **kept}) if kept else b""
+        kept, others = job.result(), [float(edit.strength) for edit in now[1:]]
+        self.sweep = pack({"grid": strengths, "others": others, **kept}) if kept else b""
         self.meta = {**self.meta, "complete": bool(kept) and not strengths}
         return self
 
-    def _swept(self, strengths: Sequence[float], job: worker.Job) -> dict[str, np.ndarray]:
-        settings = [self._at(s) for s in strengths]
+    def _swept(
+        self, settings: Sequence[Sequence[Intervention]], job: worker.Job
+    ) -> dict[str, np.ndarray]:
         per_side = self._model.n_layers * self._model.n_heads * len(self._arms.texts) ** 2
         small = per_side * (1 + len(settings)) <= SMALL
         kept: dict[str, np.ndarray] = {}
@@ -212,10 +223,6 @@ class AttentionView(Widget):
         if patterns:
             kept["edited_patterns"] = np.stack(patterns)
         return kept
-
-    def _at(self, strength: float) -> tuple[Intervention, ...]:
-        first, *others = self._arms.at(self.spec)
-        return (first.at(strength), *others)
 
     def _patterns(self, side: str, edits: Sequence[Intervention]) -> np.ndarray:
         """`[layer, head, query, key]` in 1/255."""

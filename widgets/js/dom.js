@@ -26,9 +26,14 @@ function set(element, attributes) {
   }
 }
 
-/** A token as people read it: spaces and newlines visible. */
+const NAMED = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
+// what moves, hides or turns other characters would make two texts look alike
+const HIDDEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\u00a0]/gu;
+
+/** A token as people read it: every space and hidden character visible; ∅ for none. stills/words.py has the same. */
 export function visible(token) {
-  return token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "·") || "∅";
+  return token.replace(/[ \n\t\r]/g, (c) => NAMED[c])
+    .replace(HIDDEN, (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`) || "∅";
 }
 
 /** A number in three digits, or an en dash where there is none. */

@@ -9,21 +9,31 @@ export function download(name, content, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** @param {string} svg with width and height in px @returns {Promise<Blob>} at twice the size */
+/** Browsers draw on no canvas with a longer side. */
+const LONGEST_PX = 16384;
+// an SVG file is XML, which cannot hold these at all
+const FORBIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff\p{Surrogate}]/gu;
+
+/**
+ * @param {string} svg with width and height in px
+ * @returns {Promise<Blob>} at twice the size, or as large as a canvas may be; rejected in words where that is too much still
+ */
 export async function toPng(svg) {
   const image = new Image();
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
   await image.decode();
   const canvas = document.createElement("canvas");
-  canvas.width = image.width * 2;
-  canvas.height = image.height * 2;
+  const scale = Math.min(2, LONGEST_PX / Math.max(image.width, image.height));
+  canvas.width = Math.max(1, Math.round(image.width * scale));
+  canvas.height = Math.max(1, Math.round(image.height * scale));
   canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  return new Promise((resolve, reject) => canvas.toBlob(
+    (blob) => (blob ? resolve(blob) : reject(new Error("the picture is too large for PNG; save SVG"))), "image/png"));
 }
 
-/** @param {Element} svg @returns {string} a file of its own */
+/** @param {Element} svg @returns {string} a file of its own, \ufffd for each character that XML forbids */
 export function svgText(svg) {
-  return new XMLSerializer().serializeToString(svg);
+  return new XMLSerializer().serializeToString(svg).replace(FORBIDDEN, "\ufffd");
 }
 
 /** @param {(string|number|null|undefined)[][]} rows */

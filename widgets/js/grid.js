@@ -37,9 +37,11 @@ export function moved({ row, col }, key, [rows, cols]) {
   return { row: within(row + step[0], rows), col: within(col + step[1], cols) };
 }
 
+const missing = (value) => value === null || value === undefined || Number.isNaN(value);
+
 /** The colour of a value, or null where it is no number. */
 export function colourOf(value, { kind, lo, hi, log = false, reverse = false }) {
-  if (value === null || value === undefined || Number.isNaN(value)) return null;
+  if (missing(value)) return null;
   if (kind === "diverging") return diverging(value / (Math.max(Math.abs(lo), Math.abs(hi)) || 1));
   const place = log ? Math.log : (x) => x;
   const t = hi > lo ? (place(value) - place(lo)) / (place(hi) - place(lo)) : 0;
@@ -57,7 +59,7 @@ function coloursOf(values, scale) {
     return colourOf(log ? Math.exp(at) : at, scale);
   });
   return Array.from(values, (value) => {
-    if (Number.isNaN(value)) return null;
+    if (missing(value)) return null;
     const t = to > from ? (place(value) - from) / (to - from) : 0;
     return table[Math.round(TONES * Math.max(0, Math.min(1, t)))];
   });

@@ -57,14 +57,24 @@ function runs({ shape: [, cols], colours }, row) {
 }
 
 /** A line per cell: labels, indices, value, text. */
-export function gridCsv({ shape: [rows, cols], rows: rowLabels, cols: colLabels, rowName, colName, numbers, texts, unit }) {
-  const lines = [[rowName, `${colName} index`, colName, unit || "value", ...(texts ? ["text"] : [])]];
-  for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < cols; c++) {
-      lines.push([rowLabels[r], c, colLabels[c], numbers[r * cols + c], ...(texts ? [texts(r, c)] : [])]);
-    }
-  }
-  return csv(lines);
+export function gridCsv(picture) {
+  const { rowName, colName, texts, unit } = picture;
+  return csv([[rowName, `${colName} index`, colName, unit || "value", ...(texts ? ["text"] : [])], ...lines(picture)]);
+}
+
+/** Several grids in one table: the first column says which, another what its numbers are. */
+export function gridsCsv(pictures) {
+  const head = ["grid", "row", "column index", "column", "value", "text", "quantity"];
+  return csv([head, ...pictures.flatMap((picture) => lines(picture).map(([row, c, column, value, text]) =>
+    [`${picture.rowName} by ${picture.colName}`, row, c, column, value, text, picture.unit || "value"]))]);
+}
+
+function lines({ shape: [rows, cols], rows: rowLabels, cols: colLabels, numbers, texts }) {
+  return Array.from({ length: rows * cols }, (_, i) => {
+    const r = Math.floor(i / cols), c = i % cols;
+    // no number: an empty field, as a table without one reads it
+    return [rowLabels[r], c, colLabels[c], Number.isNaN(numbers[i]) ? null : numbers[i], ...(texts ? [texts(r, c)] : [])];
+  });
 }
 
 /** The same as a table of the page, for those who cannot see colours or a canvas. */

@@ -57,7 +57,8 @@ export function bar({ mean, low, high }, { lo, hi, base = null, kind = 0 }) {
  *   label: string, xs: number[], xName: string, yName: string,
  *   series: {name: string, mean: number[], low: number[], high: number[], kind: number}[],
  *   base?: {name: string, mean: number, low: number, high: number}|null, chosen?: number|null, onPick?: (i: number) => void,
- * }} plot `kind` chooses colour, dash and marker; `chosen` the place in `xs` that is marked
+ *   within?: [number, number]|null,
+ * }} plot `kind` chooses colour, dash and marker; `chosen` the place in `xs` that is marked; the axis shows `within`, and more where the numbers leave it
  * @returns {SVGElement} draws in the colour of the text around it
  */
 export function curve(plot) {
@@ -98,16 +99,22 @@ export function stacked(texts) {
 
 // --- parts of a curve --------------------------------------------------------------------------
 
-function place({ xs, series, base, yName }) {
+function place({ xs, series, base, within }) {
   const { left, right, top, bottom, width, height } = SIZE;
   const all = [...series.flatMap((one) => [...one.mean, ...one.low, ...one.high]), ...(base ? [base.mean, base.low, base.high] : [])];
-  const [lo, hi] = yName.includes("fraction") || yName.includes("reward") ? [0, 1] : padded(span([...all]));
+  const [lo, hi] = within ? widened(within, all.filter(known)) : padded(span(all));
   const [x0, x1] = padded(span([...xs]), 0.03);
   return {
     lo, hi, x0, x1, fullHeight: height + 8 + 15 * (series.length + (base ? 1 : 0)),
     x: (value) => left + ((width - left - right) * (value - x0)) / (x1 - x0),
     y: (value) => top + ((height - top - bottom) * (hi - value)) / (hi - lo),
   };
+}
+
+/** `range`, with room for what lies outside. */
+function widened(range, values) {
+  const [lo, hi] = padded(span([...range, ...values]));
+  return [Math.min(...values, range[0]) < range[0] ? lo : range[0], Math.max(...values, range[1]) > range[1] ? hi : range[1]];
 }
 
 function padded([lo, hi], share = 0.05) {

@@ -1,17 +1,17 @@
 // A run of tokens as text: each a span with its value as background. One row, or two aligned ones.
 
-import { h, s, short } from "./dom.js";
+import { h, short } from "./dom.js";
 import { csv, svgText } from "./export.js";
-import { categorical, css, diverging, inkOn, sequential } from "./palette.js";
+import { categorical, css, inkOn } from "./palette.js";
+import { picture } from "./strip_picture.js";
+import { colourOf, ends, written } from "./strip_tokens.js";
 
 /** Tokens drawn at once; a button in words shows as many again. */
 export const CHUNK = 1000;
 
 /**
- * @typedef {{text: string, value?: number|null, changed?: boolean, title?: string, kind?: number, note?: string, index?: number}} Token
- *   `text` may be shown as something else with `shown`; `note` is small print below, in as many lines as it has; `kind` a stripe in
- *   a colour of Okabe-Ito; `index` the position to name, else the place in the strip
- * @typedef {{kind: "sequential"|"diverging", lo: number, hi: number, unit?: string}} Scale
+ * @typedef {import("./strip_tokens.js").Token} Token
+ * @typedef {import("./strip_tokens.js").Scale} Scale
  *
  * @param {import("./base.js").View} view
  * @param {{
@@ -255,26 +255,7 @@ class Strip {
   }
 }
 
-// --- text and colour ---------------------------------------------------------------------------
-
-const NAMED = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
-// what moves, hides or turns other characters would make two texts look alike
-const HIDDEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\u00a0]/gu;
-
-/** A token as people read it: every space and hidden character visible; ∅ for none. */
-export function shown(text) {
-  return text.replace(/[ \n\t\r]/g, (c) => NAMED[c])
-    .replace(HIDDEN, (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`) || "∅";
-}
-
-const written = (token) => token.shown ?? shown(token.text);
-
-/** @param {number|null|undefined} value @param {Scale|null} scale @returns {number[]|null} red, green, blue */
-export function colourOf(value, scale) {
-  if (!scale || value === null || value === undefined || Number.isNaN(value)) return null;
-  if (scale.kind === "diverging") return diverging(value / (Math.max(Math.abs(scale.lo), Math.abs(scale.hi)) || 1));
-  return sequential((value - scale.lo) / (scale.hi - scale.lo || 1));
-}
+// --- legends and files -------------------------------------------------------------------------
 
 /** A bar of the scale's colours between its ends. @param {Scale} scale */
 export function legend(scale) {
@@ -291,78 +272,10 @@ export function kindsLegend(kinds) {
     h("span", {}, h("i", { style: { "border-color": categorical(kind) } }), name)));
 }
 
-function ends(scale) {
-  const most = Math.max(Math.abs(scale.lo), Math.abs(scale.hi));
-  return scale.kind === "diverging" ? [-most, most] : [scale.lo, scale.hi];
-}
-
 function fields(token, i) {
   if (!token) return ["", "", "", "", ""];
   return [token.index ?? i, token.text, token.value, token.changed ? "changed" : "", token.note];
 }
-
-// --- picture -----------------------------------------------------------------------------------
-
-const EM = 7.8, LINE = 20, NOTE = 12, FONT = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
-const WIDE = /[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60]|\p{Extended_Pictographic}/u;
-
-/** Characters of a monospaced line that a text takes. */
-export function cells(text) {
-  return [...text].reduce((n, c) => n + (WIDE.test(c) ? 2 : 1), 0);
-}
-
-/** The whole run as one SVG element, wrapped at `columns` characters. */
-export function picture(rows, scale, title, columns) {
-  const notes = rows.map((row) => row.reduce((most, token) => Math.max(most, token?.note?.split("\n").length ?? 0), 0));
-  const tall = rows.reduce((sum, _, r) => sum + LINE + NOTE * notes[r], 0) + 6;
-  const out = [], width = columns * EM + 24;
-  let x = 0, y = 34;
-  rows[0].forEach((_, i) => {
-    const tokens = rows.map((row) => row[i] ?? null);
-    const size = Math.max(...tokens.map((token) => Math.max(token ? cells(written(token)) : 1, ...(token?.note ?? "").split("\n").map((line) => cells(line) * 0.75))));
-    if (x > 0 && x + size > columns) { x = 0; y += tall; }
-    let top = y;
-    tokens.forEach((token, r) => {
-      out.push(...drawn(token, 12 + x * EM, top, size * EM, scale));
-      top += LINE + NOTE * notes[r];
-    });
-    x += size + (notes.some(Boolean) ? 0.7 : 0.25);
-    const breaks = Math.max(...tokens.map((token) => (token?.text.match(/\n/g) ?? []).length));
-    if (breaks) { x = 0; y += tall * breaks; }
-  });
-  const height = y + tall + 8 + (scale ? 24 : 0);
-  return s("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}`, "font-family": FONT, "font-size": 13 },
-    s("rect", { width, height, fill: "#fff" }),
-    text(title, 12, 20, { "font-family": "system-ui, sans-serif", "font-weight": 600 }), ...out,
-    ...(scale ? scaleBar(scale, height - 16) : []));
-}
-
-function drawn(token, x, y, width, scale) {
-  if (!token) return [s("rect", { x: x + 0.5, y: y + 0.5, width: width - 1, height: LINE - 4, fill: "none", stroke: "#999", "stroke-dasharray": "2 2" })];
-  const colour = colourOf(token.value, scale), written_ = written(token), size = cells(written_) * EM;
-  // a chip is as wide as its widest line, each line in its middle
-  const from = token.note === undefined ? x : x + (width - size) / 2, middle = x + width / 2;
-  const out = [s("rect", { x, y, width, height: LINE - 3, rx: 2, fill: colour ? css(colour) : "#f0f0f0" }),
-    text(written_, from, y + 13, { fill: colour ? inkOn(colour) : "#111", textLength: size, lengthAdjust: "spacingAndGlyphs" })];
-  if (token.kind !== undefined && token.kind !== null) out.push(s("rect", { x, y: y + LINE - 3, width, height: 2, fill: categorical(token.kind) }));
-  if (token.changed) out.push(s("rect", { x: from, y: y + LINE - 6, width: size, height: 2, fill: colour ? inkOn(colour) : "#111" }));
-  (token.note ?? "").split("\n").forEach((line, k) => line && out.push(text(line, middle, y + LINE + 8 + NOTE * k, { "font-size": 9, fill: "#555", "text-anchor": "middle" })));
-  return out;
-}
-
-function scaleBar(scale, y) {
-  const [lo, hi] = ends(scale), steps = 40, wide = 160;
-  const left = text(short(lo), 12, y + 9, { "font-size": 11 }), from = 22 + short(lo).length * 7;
-  const blocks = Array.from({ length: steps }, (_, i) => s("rect", {
-    x: from + (i * wide) / steps, y, width: wide / steps + 0.5, height: 11, fill: css(colourOf(lo + ((hi - lo) * i) / (steps - 1), scale)),
-  }));
-  return [left, ...blocks, text(`${short(hi)} ${scale.unit ?? ""}`, from + wide + 8, y + 9, { "font-size": 11 })];
-}
-
-const text = (content, x, y, more = {}) => s("text", { x, y, "xml:space": "preserve", fill: "#111", ...more }, clean(content));
-
-// an SVG file is XML, which cannot hold these at all
-const clean = (content) => content.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "\ufffd");
 
 // --- style -------------------------------------------------------------------------------------
 

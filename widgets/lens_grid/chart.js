@@ -6,6 +6,8 @@ import { categorical } from "../js/palette.js";
 const LEFT = 48, TOP = 18, HIGH = 120, BELOW = 34, BELOW_UPRIGHT = 66, RIGHT = 24, ADVANCE = 6.2;
 const MARKS = [(x, y) => s("circle", { cx: x, cy: y, r: 3 }), (x, y) => s("rect", { x: x - 3, y: y - 3, width: 6, height: 6 })];
 
+// Attributes are the colours of a file; on a page the style sheet goes before them.
+
 /**
  * @param {SVGElement} svg filled anew
  * @param {{name: string, values: number[], first: string[]}[]} lines
@@ -18,10 +20,10 @@ export function drawChart(svg, lines, { layers, label, scale, layer, width }) {
   const end = x(layers.length - 1), legend = 74 * lines.length;
   const texts = lines.at(-1).first.map((text) => cut(visible(text)));
   const flat = step >= 4 + ADVANCE * Math.max(...texts.map((text) => text.length));
-  set(svg, { width: Math.max(end + RIGHT, LEFT + legend), height: TOP + HIGH + (flat ? BELOW : BELOW_UPRIGHT), "aria-label": label });
+  set(svg, { "font-family": "system-ui, sans-serif", "font-size": 11, width: Math.max(end + RIGHT, LEFT + legend), height: TOP + HIGH + (flat ? BELOW : BELOW_UPRIGHT), "aria-label": label });
   svg.replaceChildren(...axis(scale, y, end));
   if (layers.includes(layer)) {
-    svg.append(s("line", { x1: x(layers.indexOf(layer)), x2: x(layers.indexOf(layer)), y1: TOP, y2: TOP + HIGH, class: "wb-pin" }));
+    svg.append(s("line", { x1: x(layers.indexOf(layer)), x2: x(layers.indexOf(layer)), y1: TOP, y2: TOP + HIGH, stroke: "#0072b2", "stroke-dasharray": "2 3", class: "wb-pin" }));
   }
   const every = Math.ceil(14 / step);
   layers.forEach((n, i) => { if (i % every === 0) svg.append(words(x(i), TOP + HIGH + 14, String(n), { "text-anchor": "middle" })); });
@@ -32,22 +34,22 @@ export function drawChart(svg, lines, { layers, label, scale, layer, width }) {
 function axis(scale, y, end) {
   const middle = scale.log ? Math.round(Math.sqrt(scale.lo * scale.hi)) : (scale.lo + scale.hi) / 2;
   return [scale.lo, middle, scale.hi].flatMap((value) => [
-    s("line", { x1: LEFT, x2: end, y1: y(value), y2: y(value), class: "wb-rule" }),
+    s("line", { x1: LEFT, x2: end, y1: y(value), y2: y(value), stroke: "#ccc", class: "wb-rule" }),
     words(LEFT - 6, y(value) + 4, short(value), { "text-anchor": "end" }),
   ]);
 }
 
 function path({ values, name }, k, x, y) {
   const points = values.map((v, i) => [x(i), y(v)]).filter(([, at]) => Number.isFinite(at));
-  const group = s("g", { class: "wb-line", style: { "--wb-colour": `var(--wb-${name}-line, ${categorical(k)})` } });
-  group.append(s("polyline", { points: points.map((p) => p.join(",")).join(" "), "stroke-dasharray": k ? "5 3" : "none" }));
+  const group = s("g", { class: "wb-line", fill: categorical(k), style: { "--wb-colour": `var(--wb-${name}-line, ${categorical(k)})` } });
+  group.append(s("polyline", { points: points.map((p) => p.join(",")).join(" "), fill: "none", stroke: categorical(k), "stroke-dasharray": k ? "5 3" : "none" }));
   for (const [a, b] of points) group.append(MARKS[k](a, b));
   return group;
 }
 
 function mark(k, x, y) {
   const name = ["base", "edited"][k];
-  const group = s("g", { class: "wb-line", style: { "--wb-colour": `var(--wb-${name}-line, ${categorical(k)})` } });
+  const group = s("g", { class: "wb-line", fill: categorical(k), style: { "--wb-colour": `var(--wb-${name}-line, ${categorical(k)})` } });
   group.append(MARKS[k](x, y));
   return group;
 }

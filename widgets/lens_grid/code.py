@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from workbench.model.model import Model
 from workbench.tensors import Intervention, Tokens
-from workbench_widgets.cells import edit_code, list_code, model_line, prompt_code
+from workbench_widgets.cells import setup
 
 
 def cell(model: Model, tokens: Tokens, edits: Sequence[Intervention], layers: Sequence[int]) -> str:
@@ -23,12 +23,3 @@ def cell(model: Model, tokens: Tokens, edits: Sequence[Intervention], layers: Se
         "first",
     ]
     return "\n".join([*lines, ""])
-
-
-def setup(model: Model, tokens: Tokens, edits: Sequence[Intervention]) -> list[str]:
-    """Lines that make `model`, `prompt` and `edits`."""
-    return [
-        model_line(model),
-        f"prompt = {prompt_code(tokens.prompts[0])}",
-        f"edits = {list_code(map(edit_code, edits))}",
-    ]

@@ -1,9 +1,12 @@
 import { mount } from "../js/base.js";
 import { h, s, short, visible } from "../js/dom.js";
+import { svgText } from "../js/export.js";
 import { grid } from "../js/grid.js";
+import { gridsCsv } from "../js/grid_files.js";
+import { fileOf, stacked } from "../js/intervals.js";
 import { sideOf, sides } from "../js/sides.js";
 import { drawChart } from "./chart.js";
-import { picked, shown, STATISTICS, trajectory } from "./shown.js";
+import { picked, shown, STATISTICS, trajectory, trajectoryGrid } from "./shown.js";
 
 const lens = {
   name: "lens_grid",
@@ -28,11 +31,14 @@ const lens = {
   },
   pick: (sweep, spec, view) => {
     const base = view.cached("data");
-    const key = spec.strengths[0];
-    if (view.kept?.key !== key || view.kept.base !== base) view.kept = { key, base, frame: picked(sweep, spec, base) };
+    const key = spec.strengths.join();
+    if (view.kept?.key !== key || view.kept.base !== base || view.kept.sweep !== sweep) view.kept = { key, base, sweep, frame: picked(sweep, spec, base) };
     return view.kept.frame;
   },
-  pictures: (view) => ({ svg: () => view.grid.svg(), csv: () => view.grid.csv() }),
+  pictures: (view) => ({
+    svg: () => (view.followed ? stacked([view.grid.svg(), caption(view.about.textContent), fileOf(view.chart)]) : view.grid.svg()),
+    csv: () => (view.followed ? gridsCsv([view.grid.picture, trajectoryGrid(view.followed, { ...now(view), token: view.selection.token })]) : view.grid.csv()),
+  }),
   debug: (view) => {
     if (!view.picture) return {};
     const { shape: [rows, cols], values } = view.picture.values;
@@ -46,6 +52,13 @@ function now(view) {
   const { layers, tokens, statistics } = view.meta;
   const chosen = view.model.get("view")?.statistic;
   return { tab: sideOf(view), statistic: statistics.includes(chosen) ? chosen : "p", layers, tokens, selection: view.selection };
+}
+
+/** A line of text as a picture of its own. */
+function caption(text) {
+  const words = s("text", { x: 4, y: 13, "font-family": "system-ui, sans-serif", "font-size": 12 });
+  words.textContent = text;
+  return svgText(s("svg", { xmlns: "http://www.w3.org/2000/svg", width: 8 + 7 * text.length, height: 16 }, words));
 }
 
 /** Follow a position, or let it go where it is followed already. */

@@ -1,7 +1,7 @@
 // From a frame to what the grid paints: which numbers, texts, colours and words. No elements here.
 
 import { short, visible } from "../js/dom.js";
-import { nearest } from "../js/sides.js";
+import { isOwn, placeIn, settingOf } from "../js/sides.js";
 
 export const STATISTICS = {
   p: "probability of the first choice",
@@ -103,16 +103,28 @@ export function trajectory(frame, statistic, token) {
   });
 }
 
-/** The frame of a precomputed strength: the base as it is, the edited side from the sweep. */
+/** The same as a grid, layers down and sides across, for a file. */
+export function trajectoryGrid(lines, { layers, tokens, token, statistic }) {
+  const order = layers.map((_, i) => layers.length - 1 - i);
+  return {
+    rows: order.map((i) => String(layers[i])), cols: lines.map((line) => line.name), shape: [layers.length, lines.length],
+    numbers: order.flatMap((i) => lines.map((line) => line.values[i])), texts: (r, c) => visible(lines[c].first[order[r]]),
+    rowName: "layer", colName: `side of token ${token} “${visible(tokens[token])}”`, unit: STATISTICS[statistic],
+  };
+}
+
+/** The frame of a precomputed strength: the base as it is, the edited side from the sweep; else the page's own. */
 export function picked(sweep, spec, base) {
-  if (!sweep?.grid || !base) return null;
-  const i = nearest(sweep.grid, spec.strengths[0]), size = sweep.top.shape[1] * sweep.top.shape[2];
+  const i = !base || isOwn(base, spec) ? -1 : placeIn(sweep, spec);
+  if (i < 0) return base;
+  const size = sweep.top.shape[1] * sweep.top.shape[2];
   const part = (name) => sweep[name].values.subarray(i * size, (i + 1) * size);
   const statistics = new Float32Array(4 * size);
   PLACES.forEach((name, place) => statistics.set(part(name), place * size));
   const shape = sweep.top.shape.slice(1);
   return {
     ...base,
+    of: settingOf(sweep, i, spec),
     edited_words: sweep.words,
     edited_top: { shape: [...shape, 1], values: part("top") },
     edited_top_p: { shape: [...shape, 1], values: part("p") },

@@ -63,6 +63,8 @@ class LensGrid(Widget):
         self._top = max(1, min(int(top), model.dims.n_vocab))
         self._texts: dict[int, str] = {}
         self._base: Lens | None = None
+        self._base_of: tuple[int, ...] = ()
+        self._frame_of: tuple[int, ...] = ()
         meta = {
             "title": "Logit lens",
             "tokens": self._arms.texts,
@@ -86,15 +88,21 @@ class LensGrid(Widget):
             raise WorkbenchError(
                 "LensGrid.read", "no such side", expected=self._arms.names, got=side, do="name one"
             )
-        if side == "base" and self._base is not None:
-            return self._base
+        known = self._known() if side == "base" else None
+        if known is not None:
+            return known
         edits = self.to_record()
         # what the sides keep is the worker's
         return worker.submit(lambda job: self._read(side, edits, job), label="LensGrid").result()
 
+    def _known(self) -> Lens | None:
+        """The base side as read before, unless weights were written into since."""
+        return self._base if self._base_of == self._arms.weights else None
+
     def _read(
         self, side: str, edits: Sequence[Intervention], job: worker.Job | None = None
     ) -> Lens:
+        weights = self._arms.weights
         trace = self._arms.run(side, edits, [f"L{n}.resid_post" for n in self._layers])
         resid = trace.stack("resid_post")[:, 0]
 
@@ -104,12 +112,12 @@ class LensGrid(Widget):
 
         found = lens(self._model, self._arms.tokens, resid, trace.logits[0], self._top, check)
         if side == "base":
-            self._base = found
+            self._base, self._base_of = found, weights
         return found
 
     def _frame(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
-        edits = self._arms.at(spec)
-        sides = {"base": self._base or self._read("base", (), job)}
+        edits, self._frame_of = self._arms.at(spec), self._arms.weights
+        sides = {"base": self._known() or self._read("base", (), job)}
         if edits:
             sides["edited"] = self._read("edited", edits, job)
         words, index = self._words_of(*(side.top for side in sides.values()))
@@ -152,18 +160,27 @@ class LensGrid(Widget):
 
         Args:
             grid: strengths; 9 over the slider by default.
+
+        Raises:
+            WorkbenchError: no strengths, or one that is not a finite number.
         """
         if not self._arms.edits:
             return self
-        about = self._arms.meta()[0]
-        wanted = np.linspace(about["min"], about["max"], 9) if grid is None else grid
-        strengths = sorted({round(float(s), 6) for s in wanted} | {self.spec["strengths"][0]})
-        job = worker.submit(lambda job: self._swept(strengths, job), label="LensGrid.precompute")
-        self.sweep = pack({"grid": strengths, **job.result()})
+        now = self._arms.at(self.spec)
+        strengths = self._arms.grid(grid, self.spec["strengths"][0], 9)
+        if self._frame_of != self._arms.weights:
+            self.refresh()
+        job = worker.submit(
+            lambda job: self._swept(strengths, now, job), label="LensGrid.precompute"
+        )
+        others = [float(edit.strength) for edit in now[1:]]
+        self.sweep = pack({"grid": strengths, "others": others, **job.result()})
         return self
 
-    def _swept(self, strengths: Sequence[float], job: worker.Job) -> dict[str, Any]:
-        first, *others = self._arms.at(self.spec)
+    def _swept(
+        self, strengths: Sequence[float], now: Sequence[Intervention], job: worker.Job
+    ) -> dict[str, Any]:
+        first, *others = now
         sides = []
         for i, strength in enumerate(strengths):
             sides.append(self._read("edited", (first.at(strength), *others)))

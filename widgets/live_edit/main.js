@@ -7,7 +7,7 @@ import { drawNext } from "./next.js";
 import { toCsv, toSvg } from "./pictures.js";
 import { stripsOf } from "./strips.js";
 import { marked } from "./texts.js";
-import { nearest } from "./nearest.js";
+import { nearest, strengthOf } from "../js/nearest.js";
 
 const COLOURS = {
   none: { words: "no colour" },
@@ -74,7 +74,7 @@ const liveEdit = {
   pictures: (view) => ({ svg: () => toSvg(view.frame, view.theme), csv: () => toCsv(view.frame) }),
   debug: (view) => ({
     next: view.frame?.next, edited: view.frame?.edited?.tokens?.join(""), base: view.frame?.base?.tokens?.join(""),
-    sliders: [...view.rows.querySelectorAll("input[type=range]")].map((s) => Number(s.value)),
+    sliders: [...view.rows.querySelectorAll("input[type=range]")].map(strengthOf),
   }),
 };
 

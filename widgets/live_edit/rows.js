@@ -2,7 +2,7 @@
 // the finger is never replaced.
 
 import { h, short } from "../js/dom.js";
-import { nearest } from "./nearest.js";
+import { nearest, putAt, strengthOf, walk } from "../js/nearest.js";
 
 export function syncRows(view, change) {
   const rows = view.spec.rows, shape = JSON.stringify(rows.map((r) => [r.id, r.label, r.site]));
@@ -18,7 +18,8 @@ function makeRow(view, change, row, i) {
   const set = (changes, of = "") => change(view, view.spec.rows.map((r, k) => (k === i ? { ...r, ...changes } : r)), of);
   const on = h("input", { type: "checkbox", "aria-label": `${row.label} on` });
   const [low, high] = row.range;
-  const slider = h("input", { type: "range", min: low, max: high, step: (high - low) / 200, "aria-label": `strength of ${row.label}` });
+  const slider = h("input", { type: "range", "aria-label": `strength of ${row.label}` });
+  walk(slider, rangeOf(low, high), null);
   const number = h("input", { type: "number", step: "any", "aria-label": `strength of ${row.label} as a number` });
   const scope = h("input", { type: "text", class: "scope", size: 12, "aria-label": `scope of ${row.label}`, list: "wb-scopes", title: "all, prompt, last_prompt, generated, span(a, b), tokens({…}), after(token)" });
   const drop = h("button", { type: "button", title: "Remove this row", "aria-label": `remove ${row.label}` }, "✕");
@@ -27,7 +28,7 @@ function makeRow(view, change, row, i) {
     return view.live || !sweep ? value : sweep.grid[nearest(sweep.grid, value)];
   };
   view.listen(on, "change", () => set({ on: on.checked }));
-  view.listen(slider, "input", () => set({ strength: snapped(Number(slider.value)) }, `slider ${row.id}`));
+  view.listen(slider, "input", () => set({ strength: snapped(strengthOf(slider)) }, `slider ${row.id}`));
   view.listen(number, "change", () => { if (number.value !== "") set({ strength: snapped(Number(number.value)) }); });
   view.listen(scope, "change", () => set({ scope: scope.value.trim() || "all" }));
   view.listen(drop, "click", () => change(view, view.spec.rows.filter((_, k) => k !== i)));
@@ -39,13 +40,19 @@ function sync(view, element, row, i) {
   const [on, slider, number, scope, drop] = element.querySelectorAll("input, button");
   const swept = view.mode === "sweep" && view.sweep?.row === i;
   on.checked = row.on;
-  if (slider !== document.activeElement || !view.live) slider.value = row.strength;
+  const [low, high] = row.range;
+  // settings beyond the slider's ends are for the field beside it
+  const kept = swept ? view.sweep.grid.filter((one) => one >= low && one <= high) : [];
+  const other = walk(slider, rangeOf(low, high), kept.length ? kept : null);
+  if (other || slider !== document.activeElement || !view.live) putAt(slider, row.strength);
   if (number !== document.activeElement) number.value = Number(row.strength.toPrecision(4));
   if (scope !== document.activeElement) scope.value = row.scope;
   slider.setAttribute("aria-valuetext", `${short(row.strength)} ${row.unit}`);
   on.disabled = scope.disabled = drop.disabled = !view.live;
   slider.disabled = number.disabled = !(view.live || swept);
 }
+
+const rangeOf = (min, max) => ({ min, max, step: (max - min) / 200 });
 
 /** The line that makes a new row: what, where, at which tokens. */
 export function addRow(view, change) {

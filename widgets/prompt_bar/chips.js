@@ -2,7 +2,7 @@
 
 const SPECIAL = 0, TEMPLATE = 4, ROLES = [2, 5, 3, 1]; // stripes, places in Okabe-Ito
 
-/** @returns {(import("../js/strip.js").Token|null)[][]} one list per prompt, of equal length where aligned */
+/** @returns {(import("../js/strip_tokens.js").Token|null)[][]} one list per prompt, of equal length where aligned */
 export function rowsOf(frame, withIds = true) {
   if (!frame.pairs) return frame.sides.map((side) => side.ids.map((_, i) => chip(side, i, false, withIds)));
   const [a, b] = frame.sides, out = [[], []];

@@ -14,7 +14,7 @@ from workbench.records import Prompt
 from workbench.scopes import Scope
 from workbench_widgets.align import align
 from workbench_widgets.base import Widget
-from workbench_widgets.cells import model_code, prompt_code
+from workbench_widgets.cells import model_line, prompt_code
 from workbench_widgets.frames import pack
 from workbench_widgets.prompt_bar.tokens import as_prompt, chips, plain
 from workbench_widgets.stills.strip import still_strip
@@ -151,13 +151,19 @@ class PromptBar(Widget):
         found = [partners[0], partners[-1] + 1] if partners else None
         self.ask(span=[start, stop], other_span=found)
 
+    def ask(self, **changes: Any) -> None:
+        """Change the spec from Python, as the browser does; another text has no span yet."""
+        if any(k in changes and changes[k] != self.spec.get(k) for k in ("prompt", "other")):
+            changes = {"span": None, "other_span": None, **changes}
+        super().ask(**changes)
+
     def to_record(self) -> Prompt:
         """The prompt as it stands now; `pair` has both."""
         return self.prompt
 
     def to_code(self) -> str:
         """A cell with the prompt, its tokens and the scope of the span."""
-        lines = ["import workbench as wb", "", f"model = {model_code(self._model)}"]
+        lines = ["import workbench as wb", "", model_line(self._model)]
         lines += [f"prompt = {prompt_code(self.prompt)}", "tokens = model.tokens([prompt])"]
         if self.other is not None:
             lines += [f"other = {prompt_code(self.other)}"]
@@ -227,7 +233,7 @@ def _row(side: Mapping[str, Any], places: Sequence[int], changed: set[int]) -> l
     ]
 
 
-def _shortened(ids: Sequence[int], most: int = 200) -> str:
+def _shortened(ids: Sequence[int], most: int = 64) -> str:
     said = " ".join(map(str, ids[:most]))
     return f"{said} … {len(ids) - most:,} more" if len(ids) > most else said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ from workbench.model.model import Model
 from workbench.records import Prompt
 from workbench.rl.base import TrainArm
 from workbench.tensors import Arm, Intervention
-from workbench_widgets.cells import FOLDER, edit_code, list_code, model_code, prompt_code
+from workbench_widgets.cells import (
+    FOLDER,
+    edit_code,
+    list_code,
+    model_code,
+    model_line,
+    prompt_code,
+)
 
 
 def compare_code(
@@ -34,10 +42,12 @@ def compare_code(
     lines += ["from workbench.rl import Reinforce"] if trained else []
     lines += [
         "",
-        f"model = {model_code(model)}",
+        model_line(model),
         f"prompts = {list_code(map(prompt_code, prompts))}",
     ]
-    lines += [f"arms = {list_code(_arm(arm, Path(folder)) for arm in arms)}"]
+    names = _own_models(model, arms)
+    lines += [model_line(arm.model, names[arm.name]) for arm in arms if arm.name in names]
+    lines += [f"arms = {list_code(_arm(arm, Path(folder), names) for arm in arms)}"]
     for arm in trained:
         lines += _training(arm, Path(folder))
     said = "".join(f",\n    {k}={v!r}" for k, v in options.items())
@@ -64,11 +74,25 @@ def edits_code(edits: Iterable[Intervention], folder: Path) -> str:
     return f"[{', '.join(edit_code(edit, folder) for edit in edits)}]"
 
 
-def _arm(arm: Arm, folder: Path) -> str:
+def _own_models(model: Model, arms: Iterable[Arm]) -> dict[str, str]:
+    """A name for the model of each arm whose model cannot be loaded by name: by the arm's name."""
+    found: dict[str, str] = {}
+    for arm in arms:
+        if arm.model is None or arm.model is model or model_code(arm.model):
+            continue
+        stem = re.sub(r"\W+", "_", arm.name)[:40].strip("_")
+        stem = f"{stem}_model" if stem.isidentifier() else f"arm_{stem}_model"
+        taken = [name for name in found.values() if name.startswith(stem)]
+        found[arm.name] = f"{stem}_{len(taken) + 1}" if taken else stem
+    return found
+
+
+def _arm(arm: Arm, folder: Path, names: Mapping[str, str]) -> str:
     said = [repr(arm.name)]
     said += [edits_code(arm.edits, folder)] if arm.edits else []
     said += [f"decoder={arm.decoder!r}"] if arm.decoder else []
-    said += [f"model={model_code(arm.model)}"] if arm.model else []
+    if arm.model:
+        said += [f"model={names.get(arm.name) or model_code(arm.model) or 'model'}"]
     said += [f"prefix={arm.prefix!r}"] if arm.prefix else []
     return f"wb.Arm({', '.join(said)})"
 

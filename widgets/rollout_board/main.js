@@ -1,13 +1,13 @@
 import { mount } from "../js/base.js";
 import { h, short } from "../js/dom.js";
 import { csv } from "../js/export.js";
-import { bar, span, words } from "../js/intervals.js";
+import { cells } from "../js/cells.js";
+import { bar, span, stacked, words } from "../js/intervals.js";
+import { KIND, MARK, textAt, transcript } from "../js/transcripts.js";
+import { busy, redrawWhenItEnds } from "../js/work.js";
 import { boardSvg, linesAsRows } from "./pictures.js";
-import { cells } from "./cells.js";
 import { lineOf, roundOf, textNumber } from "./reading.js";
-import { trainings } from "./training.js";
-import { KIND, MARK, textAt, transcript } from "./transcripts.js";
-import { busy, redrawWhenItEnds } from "./work.js";
+import { trainings, unfinished } from "./training.js";
 
 const SAID = ["wrong", "right", "not judged"];
 const STATE = { baseline: "baseline", control: "random control", trained: "trained", arm: "" };
@@ -36,17 +36,23 @@ const board = {
     redrawWhenItEnds(view);
   },
   draw(view, frame) {
-    view.more.hidden = !view.live || busy(view) || frame.arms.every((arm) => arm.error || arm.done === view.meta.seeds.length);
+    view.more.hidden = !view.live || busy(view) || !unfinished(view, frame);
     drawArms(view, frame);
     view.trainings.draw(frame, busy(view));
     drawPrompts(view, frame);
   },
-  pictures: (view) => ({ svg: () => boardSvg(view.frame, view.meta, COLOUR), csv: () => csv(linesAsRows(view.frame, view.meta)) }),
+  empty(view) { view.more.hidden = !view.live || busy(view); },
+  pictures: (view) => ({ svg: () => picture(view), csv: () => csv(linesAsRows(view.frame, view.meta)) }),
   debug: (view) => ({
     chosen: view.frame && chosenOf(view, view.frame), transcript: view.transcript.state, title: view.title.textContent,
     table: [...view.arms.table.rows].map((row) => [...row.cells].map((cell) => cell.textContent)), capped: view.capped.textContent,
   }),
 };
+
+function picture(view) {
+  const parts = [boardSvg(view.frame, view.meta, COLOUR), ...view.trainings.svgs(), view.transcript.svg()];
+  return stacked(parts.filter(Boolean));
+}
 
 function chosenOf(view, frame) {
   const seen = view.model.get("view") ?? {}, { meta } = view;

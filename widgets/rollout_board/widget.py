@@ -16,12 +16,13 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.model.model import Model
 from workbench.rl import Step, TrainArm
 from workbench.tensors import Arm, Intervention
+from workbench_widgets.filling import Filling
 from workbench_widgets.rollout_board.board import Board
 from workbench_widgets.rollout_board.code import compare_code
 from workbench_widgets.rollout_board.figures import Figures, curve
-from workbench_widgets.rollout_board.filling import Filling
-from workbench_widgets.rollout_board.still import still
-from workbench_widgets.rollout_board.transcripts import affordable, packed, shown, verdict
+from workbench_widgets.rollout_board.still import NAME, still
+from workbench_widgets.stills.words import cut
+from workbench_widgets.transcripts import affordable, packed, shown, verdict
 
 TOKENS_KEPT = 200_000
 RULE = (
@@ -74,7 +75,6 @@ class RolloutBoard(Filling):
         max_new_tokens: int = 64,
         stop: str | Iterable[str] = (),
         batch_size: int | None = None,
-        link: str = "",
     ):
         arms = [arms] if isinstance(arms, Arm | TrainArm) else list(arms)
         stop = stop if isinstance(stop, str) else tuple(stop)
@@ -84,7 +84,7 @@ class RolloutBoard(Filling):
             model, prompts, arms, seeds, metrics, decoder, control, control_seed, options
         )
         self._figures = Figures(board, _checked_k(k, board))
-        super().__init__(spec={"train": []}, meta=_meta(board, self._figures.ks), link=link)
+        super().__init__(spec={"train": []}, meta=_meta(board, self._figures.ks))
         self.refresh()
 
     def table(self) -> Table:
@@ -130,11 +130,11 @@ class RolloutBoard(Filling):
             return None
         for name, seed in self._board.missing():
             return "play", name, seed
-        for name in self._asked(spec):
+        for name in self._to_train(spec):
             return "train", name, 0
         return None
 
-    def _asked(self, spec: Mapping[str, Any]) -> list[str]:
+    def _to_train(self, spec: Mapping[str, Any]) -> list[str]:
         """Trainings that somebody asked for and that are not done."""
         return [
             name
@@ -157,7 +157,7 @@ class RolloutBoard(Filling):
 
     def _counted(self) -> tuple[int, int]:
         done = len(self._board.rounds)
-        waiting = len(self._asked(self.spec)) * (1 + len(self._board.seeds))
+        waiting = len(self._to_train(self.spec)) * (1 + len(self._board.seeds))
         return done, done + len(self._board.missing()) + waiting
 
     def _named(self, piece: tuple[str, str, int]) -> str:
@@ -176,13 +176,27 @@ class RolloutBoard(Filling):
             **self._texts(),
         }
 
+    def _but(self) -> str:
+        board, trainings = self._board, self._board.trainings.values()
+        waiting = [t.arm.name for t in trainings if not t.made and not t.error]
+        kept = self._kept()
+        lacks = [f"the training of {cut(name, NAME)}" for name in dict.fromkeys(waiting)]
+        more = f" and {len(lacks) - 2} more" if len(lacks) > 2 else ""
+        texts = [f"texts after the first {kept} prompts"] if kept < len(board.prompts) else []
+        return ", ".join([*texts, ", ".join(lacks[:2]) + more] if lacks else texts)
+
+    def _kept(self) -> int:
+        """For how many prompts, the first ones, the texts go with the frame."""
+        rounds = [done.texts for done in self._board.rounds.values() if done.texts]
+        return affordable(rounds, TOKENS_KEPT) if rounds else len(self._board.prompts)
+
     def _texts(self) -> dict[str, Any]:
         """Transcripts of the first prompts, as many as fit: round by round, prompt by prompt.
         `rounds` says which; `right` `[round, prompt]` holds every verdict, of all prompts.
         """
         board = self._board
         rounds = {key: r.texts for key, r in board.rounds.items() if r.texts}
-        n = affordable(rounds.values(), TOKENS_KEPT)
+        n = self._kept() if rounds else 0
         texts = [text for group in rounds.values() for text in group[:n]]
         keys = [list(key) for key in rounds]
         right = np.array([[verdict(t) for t in group] for group in rounds.values()], np.uint8)
@@ -209,12 +223,12 @@ class RolloutBoard(Filling):
         lines = self.frame.get("lines", [])
         first = lines[0]["metric"] if lines else ""
         means = [
-            f"{x['arm']} {x['mean']:.3f}"
+            f"{cut(x['arm'], NAME)} {x['mean']:.3f}"
             for x in lines
             if x["metric"] == first and x["mean"] is not None
         ]
         more = f", … {len(means) - 4} more" if len(means) > 4 else ""
-        return f"{first}: {', '.join(means[:4])}{more}; {done} of {total} rounds"
+        return f"{cut(first, NAME)}: {', '.join(means[:4])}{more}; {done} of {total} rounds"
 
     def _still(self) -> str:
         return still(self.frame, self.meta, self._words())

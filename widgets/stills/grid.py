@@ -1,11 +1,8 @@
-"""A grid as a static picture: a table of coloured texts, or one pixel a cell where there are none."""
+"""A grid as a static picture: a table of coloured texts."""
 
 from __future__ import annotations
 
-import base64
 import html
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -15,7 +12,6 @@ from workbench_widgets.stills.colours import CIVIDIS, PUOR
 
 Kind = Literal["sequential", "diverging"]
 _CELLS = 260
-_SIDE = 96
 _LONGEST_TEXT = 10
 
 
@@ -39,7 +35,7 @@ def grid(
     rows: Sequence[str],
     cols: Sequence[str],
     values: np.ndarray,
-    texts: Callable[[int, int], str] | None = None,
+    texts: Callable[[int, int], str],
     *,
     kind: Kind = "sequential",
     lo: float,
@@ -53,11 +49,9 @@ def grid(
     Args:
         rows: their labels, drawn from the top.
         values: `[row, col]`.
-        texts: the text of a cell; without, the grid is a picture with `caption` as its words.
+        texts: the text of a cell.
         caption: what the colours mean, in words.
     """
-    if texts is None:
-        return _pixels(values, kind, lo, hi, f"{caption}; {row_name} down, {col_name} across")
     paint = colours(values, kind, lo, hi)
     up, across = _shown(len(rows), len(cols))
     head = "".join(f"<th>{_cut(cols[c])}" for c in across)
@@ -104,42 +98,3 @@ def _style(rgb: np.ndarray) -> str:
     code = "".join(f"{round(int(part) / 17):x}" for part in rgb)
     light = rgb.astype(float) @ (0.299, 0.587, 0.114) > 128
     return f'"background:#{code};color:#{"000" if light else "fff"}"'
-
-
-def _pixels(values: np.ndarray, kind: Kind, lo: float, hi: float, words: str) -> str:
-    values = np.asarray(values, float)
-    if not values.size:
-        return f"<p>{html.escape(words)}: empty</p>"
-    step = -(-max(values.shape) // _SIDE)
-    paint = colours(values[::step, ::step], kind, lo, hi)
-    code = base64.b64encode(_png(paint)).decode()
-    high, wide = paint.shape[:2]
-    size = max(2, min(24, 420 // max(high, wide)))
-    words += f", from {lo:.3g} to {hi:.3g}" + (f"; every {step}th" if step > 1 else "")
-    return (
-        f'<img src="data:image/png;base64,{code}" width="{wide * size}" height="{high * size}" '
-        f'style="image-rendering:pixelated" alt="{html.escape(words)}"><p>{html.escape(words)}</p>'
-    )
-
-
-def _png(paint: np.ndarray) -> bytes:
-    """`[row, col, 3]` uint8 as a PNG of the fewest bytes that need no library."""
-    found, index = np.unique(paint.reshape(-1, 3), axis=0, return_inverse=True)
-    if len(found) > 256:
-        paint = (paint // 16) * 17
-        found, index = np.unique(paint.reshape(-1, 3), axis=0, return_inverse=True)
-    high, wide = paint.shape[:2]
-    lines = np.pad(index.reshape(high, wide).astype(np.uint8), ((0, 0), (1, 0)))
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        check = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
-
-    head = struct.pack(">IIBBBBB", wide, high, 8, 3, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"PLTE", found.astype(np.uint8).tobytes())
-        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
-        + chunk(b"IEND", b"")
-    )

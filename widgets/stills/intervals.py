@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from workbench_widgets.stills.words import number
+
 WIDTH_PX = 110
 COLOUR = "#0072b2"
-
-
-def number(value: Any) -> str:
-    """Three digits, or an en dash where there is no number."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.3g}".replace("-", "−")
 
 
 def words(mean: Any, low: Any, high: Any) -> str:

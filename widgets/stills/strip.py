@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import html
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench_widgets.stills.colours import colour, ink_on
+from workbench_widgets.stills.words import visible
 
 BYTES = 9_000
 """What one strip may take; two of them and their table stay below the 20 kB of a still."""
-_NAMED = {" ": "·", "\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 
 
 def still_strip(
-    tokens: Sequence[Mapping[str, Any] | None], scale: Mapping[str, Any] | None = None
+    tokens: Sequence[Mapping[str, Any] | None],
+    scale: Mapping[str, Any] | None = None,
+    most: int = BYTES,
 ) -> str:
     """`<pre>` with a span for each token: its value as background, what changed underlined.
 
     Args:
         tokens: `text`, and where there is one `shown`, `value`, `changed`; None is a gap.
         scale: `kind` ("sequential" or "diverging"), `lo`, `hi`.
+        most: bytes that the tokens may take.
     """
     parts, size = [], 0
     for i, token in enumerate(tokens):
         part = _span(token, scale)
         size += len(part.encode())
-        if size > BYTES:
+        if size > most:
             parts.append(f" <i>… {len(tokens) - i:,} more</i>")
             break
         parts.append(part)
@@ -36,22 +38,10 @@ def still_strip(
     return f'<pre style="{style}">{"".join(parts)}</pre>'
 
 
-def visible(text: str) -> str:
-    """Spaces and hidden characters made visible; "∅" for none."""
-    return "".join(map(_visible, text)) or "∅"
-
-
-def number(value: float | None) -> str:
-    """Three digits, an en dash where there is no number."""
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:.3g}".replace("-", "−")
-
-
 def _span(token: Mapping[str, Any] | None, scale: Mapping[str, Any] | None) -> str:
     if token is None:
         return '<span style="border:1px dashed #999"> </span>'
-    text = html.escape(token.get("shown") or visible(token["text"]))
+    text = html.escape(token.get("shown") or visible(token["text"]).replace("⏎", "⏎\n"))
     value, style = token.get("value"), []
     if scale is not None and value is not None and not math.isnan(value):
         background = colour(value, scale["lo"], scale["hi"], scale["kind"] == "diverging")
@@ -59,10 +49,3 @@ def _span(token: Mapping[str, Any] | None, scale: Mapping[str, Any] | None) -> s
     if token.get("changed"):
         style.append("text-decoration:underline;font-weight:700")
     return f'<span style="{";".join(style)}">{text}</span>' if style else f"<span>{text}</span>"
-
-
-def _visible(character: str) -> str:
-    if character in _NAMED:
-        return _NAMED[character]
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") or character == "\u00a0"
-    return f"⟨U+{ord(character):04X}⟩" if hidden else character

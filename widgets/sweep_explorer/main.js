@@ -3,7 +3,10 @@ import { h, short } from "../js/dom.js";
 import { grid } from "../js/grid.js";
 import { csv } from "../js/export.js";
 import { curve, fileOf, span, stacked, words } from "../js/intervals.js";
-import { busy, cells, KIND, MARK, redrawWhenItEnds, textAt, transcript } from "../rollout_board/parts.js";
+import { cells } from "../js/cells.js";
+import { KIND, MARK, textAt, transcript } from "../js/transcripts.js";
+import { busy, redrawWhenItEnds } from "../js/work.js";
+import { choose, follow } from "./linked.js";
 import { cellOf, curveOf, rows, textsOf } from "./reading.js";
 
 const explorer = {
@@ -13,7 +16,7 @@ const explorer = {
     view.kind = h("select", { "aria-label": "shown" }, h("option", { value: "value" }, "mean"), h("option", { value: "difference" }, "difference to the baseline"));
     view.filled = h("span", { class: "wb-quiet" });
     view.more = h("button", { type: "button" }, "Continue");
-    view.grid = grid(view, { label: "metric by layer and strength", onSelect: ({ row, col }) => view.ask({ layer: layerAt(view, row), strength: col }) });
+    view.grid = grid(view, { label: "metric by layer and strength", onSelect: ({ row, col }) => choose(view, layerAt(view, row), col) });
     view.note = h("div", { class: "wb-quiet wb-small" });
     view.plot = h("div", { class: "wb-plot" });
     view.about = h("div", { class: "wb-chosen-cell", role: "status" });
@@ -29,6 +32,7 @@ const explorer = {
     view.listen(view.kind, "change", () => view.ask({ show: view.kind.value }));
     view.listen(view.more, "click", () => view.ask({ go: view.spec.go + 1 }));
     view.listen(view.all, "click", () => fetchAll(view));
+    view.on("change:selection", () => follow(view));
     view.fetched = {};
     redrawWhenItEnds(view);
   },
@@ -42,8 +46,9 @@ const explorer = {
     view.plot.replaceChildren(curve({ ...curveOf(frame, meta, spec), onPick: (i) => view.ask({ strength: i }) }));
     drawCell(view, frame, meta, spec);
   },
+  empty(view) { view.more.hidden = !view.live || busy(view); },
   pictures: (view) => ({
-    svg: () => stacked([view.grid.svg(), fileOf(view.plot.firstChild)]),
+    svg: () => stacked([view.grid.svg(), fileOf(view.plot.firstChild), view.transcript.svg()].filter(Boolean)),
     csv: () => csv(rows(view.frame, view.meta)),
   }),
   debug: (view) => ({

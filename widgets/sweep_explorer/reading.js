@@ -27,7 +27,7 @@ export function curveOf(frame, meta, { metric, layer, strength }) {
   const [mean, low, high] = frame.base.values.slice(3 * metric, 3 * metric + 3), about = meta.metrics[metric];
   return {
     label: `${about.name} against strength at layer ${meta.layers[layer]}`, xs: meta.strengths, xName: `strength at layer ${meta.layers[layer]}`,
-    yName: `${about.name} (${about.unit})`, series, chosen: strength,
+    yName: `${about.name} (${about.unit})`, within: about.unit.startsWith("fraction") ? [0, 1] : null, series, chosen: strength,
     base: Number.isNaN(mean) ? null : { name: "baseline", mean, low: number(low), high: number(high) },
   };
 }

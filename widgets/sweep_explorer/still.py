@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from workbench_widgets.stills.grid import grid
-from workbench_widgets.stills.intervals import bar, number, words
+from workbench_widgets.stills.intervals import bar, words
+from workbench_widgets.stills.words import cut, number
 
 LONGEST = 24
 
@@ -36,7 +37,7 @@ def _grid(frame: Mapping[str, Any], meta: Mapping[str, Any], m: int) -> str:
         lambda r, c: number(float(values[r, c])),
         lo=lo,
         hi=hi,
-        caption=f"{about['name']} ({about['unit']})",
+        caption=f"{cut(about['name'], 40)} ({cut(about['unit'], 40)})",
         row_name="layer",
         col_name="strength",
     )

@@ -11,13 +11,13 @@ from workbench.comparison.table import Table
 from workbench.errors import WorkbenchError
 from workbench.model.model import Model
 from workbench.sweep import BASE, Point, StrengthByLayer
-from workbench.sweep.strength_by_layer import STRENGTHS
+from workbench.sweep.strength_by_layer import STRENGTHS, Cell
 from workbench.tensors import Intervention
-from workbench_widgets.rollout_board.filling import Filling
-from workbench_widgets.rollout_board.transcripts import affordable, packed, shown
+from workbench_widgets.filling import Filling
 from workbench_widgets.sweep_explorer.code import cell_code
 from workbench_widgets.sweep_explorer.figures import Figures, states
 from workbench_widgets.sweep_explorer.still import still
+from workbench_widgets.transcripts import affordable, packed, shown
 
 PROMPTS_KEPT = 8
 TOKENS_KEPT = 120_000
@@ -53,6 +53,7 @@ class SweepExplorer(Filling):
     """
 
     folder = "sweep_explorer"
+    points_at = ("layer", "strength")
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class SweepExplorer(Filling):
         self._sweep = sweep = StrengthByLayer(
             model, prompts, edit, layers=layers, strengths=strengths, metrics=metrics, **asked
         )
-        self._edit, self._asked, self._figures = edit, asked, Figures(sweep)
+        self._edit, self._options, self._figures = edit, asked, Figures(sweep)
         highest = len(sweep.strengths) - 1
         super().__init__(
             spec={"layer": 0, "strength": highest, "metric": 0, "show": "value"},
@@ -130,7 +131,7 @@ class SweepExplorer(Filling):
         """A cell that generates and measures the chosen cell without the widget."""
         metrics = list(self._sweep.metrics.values())
         return cell_code(
-            self._sweep.model, self._sweep.prompts, self.to_record(), metrics, self._asked
+            self._sweep.model, self._sweep.prompts, self.to_record(), metrics, self._options
         )
 
     def precompute(self, grid: Any = None) -> SweepExplorer:
@@ -171,10 +172,23 @@ class SweepExplorer(Filling):
             states(self._sweep)
         )
 
+    def _but(self) -> str:
+        n = self._kept()
+        return f"texts after the first {n} prompts" if n < len(self._sweep.prompts) else ""
+
+    def _with_texts(self) -> dict[Point, Cell]:
+        return {p: c for p, c in self._sweep.done.items() if c.generations and not p.control}
+
+    def _kept(self) -> int:
+        """For how many prompts, the first ones, the continuations go with the frame."""
+        groups = [cell.generations for cell in self._with_texts().values()]
+        most = min(PROMPTS_KEPT, len(self._sweep.prompts))
+        return min(most, affordable(groups, TOKENS_KEPT)) if groups else most
+
     def _texts(self) -> dict[str, Any]:
         """Continuations that go with the frame: `slots` says where a cell's begin, in prompts."""
-        cells = {p: c for p, c in self._sweep.done.items() if c.generations and not p.control}
-        n = min(PROMPTS_KEPT, affordable((c.generations for c in cells.values()), TOKENS_KEPT))
+        cells = self._with_texts()
+        n = self._kept()
         sweep, slots, kept = self._sweep, {}, []
         for slot, (point, cell) in enumerate(cells.items()):
             kept += cell.generations[:n]

@@ -12,9 +12,8 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.model import tokens as tokenising
 from workbench.model.model import Model
-from workbench.prompts import chat
 from workbench.records import Generation, Prompt
-from workbench_widgets.spelling import Spelled, spell, spell_text
+from workbench_widgets.spelling import Spelled, spell, spell_prompt
 
 VALUE = "value"
 """The name of a row of values given without one."""
@@ -37,11 +36,17 @@ class Side:
     rows: dict[str, np.ndarray]
 
 
-def read(tokens: Any, values: Any, model: Model | None, name: str = "TokenStrip") -> Side:
+def read(
+    tokens: Any, values: Any, model: Model | None, first: int | None, name: str = "TokenStrip"
+) -> Side:
     """Tokens and their rows of values, checked against each other.
 
+    Args:
+        first: the absolute position of the first token; None where the tokens say it themselves.
+
     Raises:
-        WorkbenchError: no tokens, a text without a model, or values that are not one per token.
+        WorkbenchError: no tokens, a text without a model, a first position below 0, or values that
+            are not one per token.
     """
     if isinstance(tokens, Generation):
         side = _generated(tokens, _needed(model, name))
@@ -52,7 +57,19 @@ def read(tokens: Any, values: Any, model: Model | None, name: str = "TokenStrip"
     if not side.pieces:
         raise WorkbenchError(name, "has no tokens", expected="at least one", got=0, do="pass some")
     rows = {key: _row(key, row, len(side.pieces), name) for key, row in _named(values).items()}
-    return Side(side.pieces, side.keys, side.first, rows)
+    return Side(side.pieces, side.keys, side.first if first is None else _at(first, name), rows)
+
+
+def _at(first: Any, name: str) -> int:
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise WorkbenchError(
+            f"{name}, first",
+            "is no position",
+            expected="a whole number from 0",
+            got=repr(first),
+            do="pass the absolute position of the first token",
+        )
+    return first
 
 
 def _needed(model: Model | None, name: str) -> Model:
@@ -82,15 +99,7 @@ def _listed(tokens: Any, name: str) -> Side:
 
 
 def _prompted(prompt: str | Prompt, model: Model) -> Side:
-    if isinstance(prompt, str):
-        prompt = Prompt(text=prompt)
-    ids = model.tokens([prompt]).ids[0].tolist()
-    if prompt.messages is not None:
-        pieces = spell_text(
-            model.tokenizer, chat.render(model.tokenizer, prompt.messages), ids, special=False
-        )
-    else:
-        pieces = spell_text(model.tokenizer, prompt.text or "", ids, special=True)
+    ids, _, pieces = spell_prompt(model, Prompt(text=prompt) if isinstance(prompt, str) else prompt)
     return Side(pieces, ids, 0, {})
 
 

@@ -6,18 +6,28 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from workbench_widgets.stills.strip import number, still_strip
+from workbench_widgets.stills.strip import BYTES, still_strip
+from workbench_widgets.stills.words import cut, number
+
+MOST = 19_500
+"""Bytes of the whole picture; names take theirs first, the strips share what is left."""
+STYLE = 150
+"""Bytes around the tokens of one strip."""
 
 
 def still(title: str, row: str, frame: Mapping[str, Any], words: str) -> str:
     """HTML without script; every text is escaped."""
+    words = html.escape(cut(words))
     if not frame:
-        return f"<p>{html.escape(words)}</p>"
+        return f"<p>{words}</p>"
     place = frame["names"].index(row) if row in frame["names"] else None
     scale = None if place is None else frame["scales"][place]
-    strips = "".join(still_strip(tokens, scale) for tokens in rows(frame, place))
-    head = f"<b>{html.escape(title)}</b>" if title else ""
-    return f"<div>{head}{strips}{_numbers(frame, row, place)}<p><small>{html.escape(words)}</small></p></div>"
+    head = f"<div><b>{html.escape(cut(title))}</b>" if title else "<div>"
+    foot = f"{_numbers(frame, row, place)}<p><small>{words}</small></p></div>"
+    texts = rows(frame, place)
+    left = MOST - len(f"{head}{foot}".encode()) - STYLE * len(texts)
+    strips = [still_strip(tokens, scale, min(BYTES, left // len(texts))) for tokens in texts]
+    return f"{head}{''.join(strips)}{foot}"
 
 
 def rows(frame: Mapping[str, Any], place: int | None) -> list[list[dict[str, Any] | None]]:
@@ -47,10 +57,10 @@ def rows(frame: Mapping[str, Any], place: int | None) -> list[list[dict[str, Any
 def _numbers(frame: Mapping[str, Any], row: str, place: int | None) -> str:
     if place is None:
         return ""
-    unit = html.escape(frame["scales"][place]["unit"])
+    row, unit = html.escape(cut(row)), html.escape(cut(frame["scales"][place]["unit"]))
     head = "".join(f"<th>{name}</th>" for name in ("tokens", "mean", "min", "max"))
     body = "".join(
-        f"<tr><td>{html.escape(row)} ({unit or 'no unit'})</td><td>{s['n']}</td>"
+        f"<tr><td>{row} ({unit or 'no unit'})</td><td>{s['n']}</td>"
         + "".join(f"<td>{number(s[key])}</td>" for key in ("mean", "min", "max"))
         + "</tr>"
         for s in frame["summaries"][place]

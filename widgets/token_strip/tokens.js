@@ -5,7 +5,7 @@ export function placeOf(frame, spec) {
   return frame.names.length ? Math.max(0, frame.names.indexOf(spec.row)) : -1;
 }
 
-/** @returns {(import("../js/strip.js").Token|null)[][]} one list, or two of equal length with gaps */
+/** @returns {(import("../js/strip_tokens.js").Token|null)[][]} one list, or two of equal length with gaps */
 export function rowsOf(frame, place) {
   const sides = frame.sides.map((side, k) => tokens(side, k ? frame.other_values : frame.values, place));
   if (!frame.pairs) return sides;

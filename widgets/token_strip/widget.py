@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,10 +31,13 @@ class TokenStrip(Widget):
         unit: of the values, or one by name.
         other: a second text, shown under the first and aligned with it by token.
         other_values: its values, by the same names.
+        first: the absolute position of the first token; by default 0, or where a Generation begins.
+        other_first: the same of the second text.
         diverging: True puts 0 in the middle of the colours; by default where both signs occur.
 
     Raises:
-        WorkbenchError: no tokens, values that are not one per token, or other names in `other_values`.
+        WorkbenchError: no tokens, values that are not one per token, other names in `other_values`,
+            or a first position below 0.
 
     Example:
         TokenStrip(["2", "+", "2"], [0.1, -0.3, 0.2], unit="logits", title="attribution")
@@ -52,12 +56,15 @@ class TokenStrip(Widget):
         unit: str | Mapping[str, str] = "",
         other: Any = None,
         other_values: Any = None,
+        first: int | None = None,
+        other_first: int | None = None,
         diverging: bool | None = None,
         link: str = "",
     ):
-        self._a = read(tokens, values, model)
-        self._b = None if other is None else read(other, other_values, model, "TokenStrip(other=)")
-        _check(self._a, self._b, other_values)
+        self._a, self._b = read(tokens, values, model, first), None
+        if other is not None:
+            self._b = read(other, other_values, model, other_first, "TokenStrip(other=)")
+        _check(self._a, self._b, {"other_values": other_values, "other_first": other_first})
         self._title, self._diverging = title, diverging
         names = list(self._a.rows)
         self._units = {n: unit if isinstance(unit, str) else unit.get(n, "") for n in names}
@@ -152,8 +159,10 @@ class TokenStrip(Widget):
         """A cell that shows the same tokens and numbers, written out; it needs no model."""
         parts = [_texts(self._a), _values(self._a)]
         parts += [f"title={self._title!r}", f"unit={self._units!r}"]
+        parts += [f"first={self._a.first}"] if self._a.first else []
         if self._b is not None:
             parts += [f"other={_texts(self._b)}", f"other_values={_values(self._b)}"]
+            parts += [f"other_first={self._b.first}"] if self._b.first else []
         parts += [f"diverging={self._diverging!r}"] if self._diverging is not None else []
         inner = ",\n    ".join(parts)
         return f"from workbench_widgets import TokenStrip\n\nTokenStrip(\n    {inner},\n)\n"
@@ -176,11 +185,12 @@ class TokenStrip(Widget):
         return still(self._title, str(self.spec.get("row")), self.frame, repr(self))
 
 
-def _check(a: Side, b: Side | None, other_values: Any) -> None:
-    if b is None and other_values is not None:
+def _check(a: Side, b: Side | None, of_other: Mapping[str, Any]) -> None:
+    alone = next((name for name, given in of_other.items() if given is not None), None)
+    if b is None and alone is not None:
         raise WorkbenchError(
-            "TokenStrip(other_values=)",
-            "belong to no text",
+            f"TokenStrip({alone}=)",
+            "belongs to no text" if alone == "other_first" else "belong to no text",
             expected="other=",
             got="None",
             do="pass the second text too",
@@ -218,7 +228,13 @@ def _texts(side: Side) -> str:
 
 
 def _values(side: Side) -> str:
-    rows = {
-        name: [None if np.isnan(v) else v for v in row.tolist()] for name, row in side.rows.items()
-    }
-    return repr(rows).replace("inf", "float('inf')")
+    rows = (
+        f"{name!r}: [{', '.join(map(_number, row.tolist()))}]" for name, row in side.rows.items()
+    )
+    return f"{{{', '.join(rows)}}}"
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "None"
+    return f"float('{value}')" if math.isinf(value) else repr(value)

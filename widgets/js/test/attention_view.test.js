@@ -51,3 +51,20 @@ it("a precomputed strength becomes a frame", () => {
   expect([...picked(sweep, { strengths: [0.2] }, frame).edited.values].slice(0, 3)).toEqual([16, 17, 18]);
   expect(picked({ grid: [] }, { strengths: [] }, frame)).toBe(frame);
 });
+
+describe("without a kernel", () => {
+  const sweep = { grid: [-1, 1], others: [2], edited: { shape: [2, 4, 2, 2], values: Float32Array.from({ length: 32 }, (_, i) => i) },
+    base_patterns: { shape: [2, 2, 2, 2], values: new Uint8Array(16) }, edited_patterns: { shape: [2, 2, 2, 2, 2], values: new Uint8Array(32).fill(255) } };
+  const own = { ...both, of: { strengths: [0.6, 2] } }, place = { layer: 0, head: 0, heads: 2, tokens: 2, tab: "edited" };
+  it("the page's own heads are shown as they came, another setting snaps and says so", () => {
+    expect(picked(sweep, { strengths: [0.6, 2] }, own)).toBe(own);
+    expect(picked(sweep, { strengths: [0.4, 2] }, own).of.strengths).toEqual([1, 2]);
+    expect(picked(sweep, { strengths: [-1, 0] }, own)).toBe(own);
+  });
+  it("no pattern of another strength stands beside them", () => {
+    expect(keptPattern(sweep, { strengths: [0.6, 2] }, place, own)).toBe(null);
+    expect(Object.keys(keptPattern(sweep, { strengths: [0.6, 2] }, { ...place, tab: "base" }, own))).toEqual(["base"]);
+    expect(keptPattern(sweep, { strengths: [1, 0] }, place, own)).toBe(null);
+    expect([...keptPattern(sweep, { strengths: [1, 2] }, place, own).edited]).toEqual([1, 1, 1, 1]);
+  });
+});

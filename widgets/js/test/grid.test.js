@@ -103,3 +103,16 @@ describe("files", () => {
     expect(made.element.querySelector("script")).toBe(null);
   });
 });
+
+it("a cell without a number is blank on every picture", () => {
+  const made = grid(viewOf(), { label: "demo" });
+  for (const none of [null, undefined, NaN]) {
+    made.paint(picture(1, 2, { values: { shape: [1, 2], values: [none, 1] } }));
+    expect(made.picture.colours[0]).toBe(null);
+    expect(made.picture.colours[1]).not.toBe(null);
+    expect(made.svg().match(/<rect x/g).length).toBe(1);
+    expect(made.csv().split("\n")[1]).toBe("0,0,t0,");
+    made.showTable(true);
+    expect([...made.table.querySelectorAll("td")].map((cell) => cell.textContent)).toEqual(["–", "1.00"]);
+  }
+});

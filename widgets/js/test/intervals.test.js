@@ -64,6 +64,21 @@ describe("a curve", () => {
     expect(ys[0]).toBeGreaterThan(ys[2]);
   });
 
+  it("shows at least the range asked for, and all numbers that leave it", () => {
+    const drawn = (mean, within, yName = "mean reward") => {
+      const svg = curve({ ...PLOT, base: null, xs: [0, 1, 2], yName, within, series: [{ name: "a", kind: 1, mean, low: mean, high: mean }] });
+      return [...svg.querySelectorAll("rect")].filter((r) => r.getAttribute("width") === "6").map((r) => Number(r.getAttribute("y")) + 3).slice(0, -1); // the last one is the legend's
+    };
+    expect(drawn([0, 0.5, 1], [0, 1])).toEqual([174, 93, 12]);
+    const rewards = drawn([0, 1, 5], [0, 1]);
+    rewards.forEach((y) => { expect(y).toBeGreaterThanOrEqual(12); expect(y).toBeLessThanOrEqual(174); });
+    expect(rewards[0]).toBe(174);
+    const [low] = drawn([-3, 0, 0.5], [0, 1]);
+    expect(low).toBeLessThanOrEqual(174);
+    expect(drawn([0.2, null, 0.2], [0, 1]).length).toBe(2);
+    expect(drawn([5, 6, 7], null, "a fraction of reward").every((y) => y > 12 && y < 174)).toBe(true);
+  });
+
   it("tells which place was clicked", () => {
     const picked = vi.fn();
     const svg = curve({ ...PLOT, onPick: picked });

@@ -1,6 +1,8 @@
 import { describe, expect, it } from "vitest";
-import { change, picked, rounded, shown, trajectory } from "../../lens_grid/shown.js";
-import { nearest } from "../sides.js";
+import { change, picked, rounded, shown, trajectory, trajectoryGrid } from "../../lens_grid/shown.js";
+import { gridsCsv } from "../grid_files.js";
+import { nearest } from "../nearest.js";
+import { placeIn, settings } from "../sides.js";
 
 // two layers, three tokens, two choices
 const frame = {
@@ -75,4 +77,35 @@ it("a precomputed strength becomes a frame", () => {
   const view = shown(made, { ...about, tab: "edited", statistic: "kl" });
   expect([...view.values.values]).toEqual([209, 210, 211, 206, 207, 208]);
   expect(view.texts(0, 0)).toBe("r");
+});
+
+describe("without a kernel", () => {
+  const part = (from) => ({ shape: [2, 2, 3], values: Float32Array.from({ length: 12 }, (_, i) => from + i) });
+  const sweep = { grid: [0, 1], others: [0.5], words: ["q"], top: { shape: [2, 2, 3], values: new Uint16Array(12) },
+    p: part(0), rank: part(100), kl: part(200), entropy: part(300) };
+  const base = { ...edited, of: { v: 1, strengths: [0.8, 0.5] } };
+  it("the frame that came with the page is shown as it came", () => {
+    expect(picked(sweep, { strengths: [0.8, 0.5] }, base)).toBe(base);
+  });
+  it("a frame says which strengths it shows", () => {
+    const made = picked(sweep, { strengths: [0.7, 0.5] }, base);
+    expect(made.of.strengths).toEqual([1, 0.5]);
+    expect(made.edited_statistics.values[12]).toBe(206);
+  });
+  it("settings made with other later edits are not taken for these", () => {
+    expect(picked(sweep, { strengths: [0, 0.25] }, base)).toBe(base);
+    expect(placeIn(sweep, { strengths: [0, 0.25] })).toBe(-1);
+    expect(placeIn(sweep, { strengths: [0.2, 0.5] })).toBe(0);
+  });
+  it("the slider also stops at the page's own strength", () => {
+    expect(settings(sweep, base, [0.8, 0.5])).toEqual([0, 0.8, 1]);
+    expect(settings(sweep, base, [0.8, 0.25])).toBe(null);
+  });
+});
+
+it("a followed position is a table of layers by sides for a file", () => {
+  const made = trajectoryGrid(trajectory(edited, "p", 0), { ...about, token: 0 });
+  expect(made.rows).toEqual(["5", "4"]);
+  expect(made.numbers.map((v) => +v.toFixed(2))).toEqual([0.8, 0.25, 0.5, 0.5]);
+  expect(gridsCsv([made]).split("\n")[1]).toMatch(/^layer by side of token 0 “x”,5,0,base,0\.8\d*,a,probability/);
 });

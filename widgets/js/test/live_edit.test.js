@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { History } from "../../live_edit/history.js";
-import { nearest } from "../../live_edit/nearest.js";
+import { nearest, putAt, strengthOf, walk } from "../nearest.js";
 import { marked } from "../../live_edit/texts.js";
 import { toCsv } from "../../live_edit/pictures.js";
 
@@ -45,4 +45,28 @@ describe("marks", () => {
 it("writes tokens that hold commas and quotes so that they can be read back", () => {
   const side = { ids: [5], tokens: ['a,"b'], logprobs: [-0.5] };
   expect(toCsv({ base: side })).toContain('base,0,5,"a,""b",-0.5,,');
+});
+
+describe("a slider of a page without a kernel", () => {
+  const range = { min: -2, max: 2, step: 0.02 };
+  const stand = (settings) => {
+    const input = { dataset: {}, value: "" };
+    walk(input, range, settings);
+    return input;
+  };
+  it("has a step per setting, so that a key reaches the next one", () => {
+    const input = stand([-2, 0, 0.5, 2]);
+    expect([input.min, input.max, input.step]).toEqual([0, 3, 1]);
+    putAt(input, 0.4);
+    expect([input.value, strengthOf(input)]).toEqual(["2", 0.5]);
+    input.value = "3";
+    expect(strengthOf(input)).toBe(2);
+  });
+  it("has strengths again when a kernel comes", () => {
+    const input = stand([-2, 2]);
+    expect(walk(input, range, null)).toBe(true);
+    expect(walk(input, range, null)).toBe(false);
+    putAt(input, 0.4);
+    expect([input.step, strengthOf(input)]).toEqual([0.02, 0.4]);
+  });
 });

@@ -1,10 +1,10 @@
 // @vitest-environment happy-dom
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { cells, moved } from "../../rollout_board/cells.js";
 import { boardSvg, linesAsRows } from "../../rollout_board/pictures.js";
 import { lineOf, roundOf, textNumber } from "../../rollout_board/reading.js";
-import { trainings } from "../../rollout_board/training.js";
-import { about, sideBySide, textAt } from "../../rollout_board/transcripts.js";
+import { trainings, unfinished, waits } from "../../rollout_board/training.js";
+import { cells } from "../cells.js";
+import { about, sideBySide, textAt, transcript } from "../transcripts.js";
 
 afterEach(() => document.body.replaceChildren());
 const listening = () => ({ listen: (target, type, handler) => target.addEventListener(type, handler) });
@@ -52,12 +52,31 @@ describe("two transcripts", () => {
   });
 });
 
+describe("a transcript as a file", () => {
+  it("has the tokens of both texts, and none where nothing is shown", () => {
+    const one = transcript({ ...listening(), spec: {} });
+    expect(one.svg()).toBe("");
+    const text = (tokens) => ({ ids: tokens.map((_, i) => i), tokens, logprobs: tokens.map(() => -1), right: 1, stop: "eos" });
+    one.show({ name: "base", text: text(["<b>", "two"]) }, { name: "steered", text: text(["<b>", "2"]) });
+    const file = one.svg();
+    expect(file).toContain("&lt;b&gt;");
+    expect(file).toContain("base: right, 2 tokens, ended by itself");
+    expect(file).toContain("steered: ");
+  });
+});
+
 describe("the table", () => {
-  it("moves a cursor within its bounds", () => {
-    expect(moved({ row: 0, col: 0 }, "ArrowUp", 3, 2)).toEqual({ row: 0, col: 0 });
-    expect(moved({ row: 0, col: 0 }, "End", 3, 2)).toEqual({ row: 0, col: 1 });
-    expect(moved({ row: 1, col: 1 }, "PageDown", 3, 2)).toEqual({ row: 2, col: 1 });
-    expect(moved({ row: 1, col: 1 }, "x", 3, 2)).toBe(null);
+  it("moves as the grid does, within its bounds", () => {
+    const one = cells(listening(), { label: "rows", onSelect: vi.fn() });
+    one.show(["a", "b"], Array.from({ length: 12 }, (_, i) => ({ title: [String(i)], cells: [{ parts: ["x"], say: `row ${i}` }] })), {});
+    const press = (key) => one.table.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+    press("PageDown");
+    expect(one.cursor).toEqual({ row: 8, col: 0 });
+    press("PageDown");
+    expect(one.cursor).toEqual({ row: 11, col: 0 });
+    press("End");
+    press("x");
+    expect(one.cursor).toEqual({ row: 11, col: 0 });
   });
 
   it("has one tab stop, says where it is, and chooses with Enter and clicks", () => {
@@ -107,6 +126,33 @@ describe("an arm to train", () => {
     off.draw({ trainings: [training] }, false);
     expect(off.element.querySelector("button").disabled).toBe(true);
     expect(off.element.textContent).toContain("needs a running kernel");
+  });
+
+  it("is to be continued where it was asked for and is neither made nor failed", () => {
+    const runs = (...states) => ({ ...training, runs: states.map((state) => ({ ...training.runs[0], made: state === "made", error: state === "error" ? "no reward" : "" })) });
+    const asked = { ...view(true), spec: { train: ["rl"], go: 5 }, meta: { seeds: [0, 1] } };
+    const said = (one) => {
+      const panel = trainings(asked);
+      panel.draw({ trainings: [one] }, false);
+      return panel.element.querySelector(".wb-quiet").textContent;
+    };
+    const arms = [{ done: 2, error: "" }, { done: 0, error: "wild" }];
+    for (const [one, waiting, words] of [[runs("made", ""), true, "asked for; press Continue"], [runs("made", "error"), false, "failed in part"],
+      [runs("error", "error"), false, "failed"], [runs("made", "made"), false, "trained"]]) {
+      expect(waits(one, asked.spec)).toBe(waiting);
+      expect(unfinished(asked, { arms, trainings: [one] })).toBe(waiting);
+      expect(said(one).startsWith(words)).toBe(true);
+    }
+    expect(waits(runs(""), { train: [] })).toBe(false);
+    expect(unfinished(asked, { arms: [{ done: 1, error: "" }], trainings: [] })).toBe(true);
+  });
+
+  it("gives its curve as a file", () => {
+    const panel = trainings(view(true)), run = { ...training.runs[0], name: "<b>rl", mean: [3, 5], low: [2, 4], high: [4, 6] };
+    panel.draw({ trainings: [{ ...training, runs: [run] }] }, false);
+    const [file] = panel.svgs();
+    expect(file).toContain("&lt;b&gt;rl");
+    expect(file.startsWith("<svg")).toBe(true);
   });
 
   it("keeps its button while nothing changes, and draws the rewards as they come", () => {

@@ -1,7 +1,10 @@
 // @vitest-environment happy-dom
 import { afterEach, describe, expect, it } from "vitest";
 import { inkOn } from "../palette.js";
-import { CHUNK, cells, colourOf, shown, strip } from "../strip.js";
+import { visible } from "../dom.js";
+import { CHUNK, strip } from "../strip.js";
+import { cells } from "../strip_picture.js";
+import { colourOf } from "../strip_tokens.js";
 
 const stop = [];
 afterEach(() => { stop.splice(0).forEach((one) => one.abort()); document.body.replaceChildren(); });
@@ -39,7 +42,8 @@ describe("a strip", () => {
     expect(spans(one)[0].textContent).toBe("<img·src=x·onerror=alert(1)>");
     expect(spans(one)[1].textContent).toBe("⟨U+202E⟩gnp");
     expect(spans(one)[2].textContent).toBe("⟨U+0000⟩");
-    expect(shown("\ta")).toBe("⇥a");
+    expect(visible("\ta b\r")).toBe("⇥a·b␍");
+    expect(visible("\u2066x\u0007\u2028\u00a0")).toBe("⟨U+2066⟩x⟨U+0007⟩⟨U+2028⟩⟨U+00A0⟩");
   });
 
   it("is one tab stop; arrows move, Enter selects, and a text says where it is", () => {
@@ -125,7 +129,7 @@ describe("files of a strip", () => {
     expect(texts).toContain("<b>&");
     expect(texts).toContain("⟨U+0001⟩");
     expect(file.querySelectorAll("b").length).toBe(0);
-    expect(one.svg("t")).not.toMatch(/[\u0000-\u0008]/);
+    expect(one.svg("t\u0001")).not.toMatch(/[\u0000-\u0008]/);
   });
 
   it("counts wide characters twice", () => expect(cells("a日😀")).toBe(5));

@@ -1,4 +1,5 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
+import { choose, follow } from "../../sweep_explorer/linked.js";
 import { cellOf, curveOf, rows, textsOf } from "../../sweep_explorer/reading.js";
 
 const META = { layers: [3, 5], strengths: [-1, 0, 2], metrics: [{ name: "accuracy", unit: "fraction" }, { name: "kl_nats", unit: "nats/token" }], control: true };
@@ -42,6 +43,24 @@ describe("a layer's curve", () => {
     one.control_mean.values.fill(NaN);
     one.control_mean.values[4] = 0.5; // strength 0 is the baseline for both
     expect(curveOf(one, META, { metric: 0, layer: 1, strength: 0 }).series.length).toBe(1);
+  });
+});
+
+describe("linked widgets", () => {
+  const view = (selection) => ({ meta: META, selection, spec: { layer: 0, strength: 1 }, ask: vi.fn(), select: vi.fn() });
+
+  it("see the layer of the chosen cell", () => {
+    const one = view({});
+    choose(one, 1, 2);
+    expect(one.ask).toHaveBeenCalledWith({ layer: 1, strength: 2 });
+    expect(one.select).toHaveBeenCalledWith({ layer: 5 });
+  });
+
+  it("are followed to a layer that the sweep has, once", () => {
+    const [there, here, elsewhere, none] = [{ layer: 5 }, { layer: 3 }, { layer: 4 }, { layer: null }].map(view);
+    [there, here, elsewhere, none].forEach(follow);
+    expect(there.ask.mock.calls).toEqual([[{ layer: 1 }]]);
+    for (const one of [here, elsewhere, none]) expect(one.ask).not.toHaveBeenCalled();
   });
 });
 

@@ -1,8 +1,8 @@
 // Continuations read back from their arrays, and two of them side by side, aligned token by token.
 
-import { align } from "../js/align.js";
-import { h } from "../js/dom.js";
-import { legend, strip } from "../js/strip.js";
+import { align } from "./align.js";
+import { h } from "./dom.js";
+import { legend, strip } from "./strip.js";
 
 const STYLE = `
 .wb-small { font-size: 12px; max-width: 60em }
@@ -45,14 +45,16 @@ export function about(text) {
   return [RIGHT[text.right], counted(text.ids.length), ENDS[text.stop] ?? text.stop].filter(Boolean).join(", ");
 }
 
-/** @param {import("../js/base.js").View} view */
+/** @param {import("./base.js").View} view */
 export function transcript(view) {
   const tokens = strip(view, { label: "transcript, tokens aligned" });
   const words = h("div", { class: "wb-about" }), bar = h("span");
   const element = h("div", { class: "wb-transcript" }, h("style", {}, STYLE), words, tokens.element, bar);
   let state = null;
   return {
-    element, csv: () => tokens.csv(), get state() { return state; },
+    element, get state() { return state; },
+    /** What is shown as a file; "" where nothing is. */
+    svg: () => (state ? tokens.svg([state.base, state.other].filter(Boolean).map(({ name, text }) => `${name}: ${about(text)}`).join("  |  ")) : ""),
     /** @param {{name: string, text: any}|null} base @param {{name: string, text: any}|null} other */
     show(base, other) {
       const pair = base && other ? sideBySide(base.text, other.text) : null;

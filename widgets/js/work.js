@@ -1,6 +1,6 @@
 // Whether the kernel works on this widget, and a new drawing when that changes.
 
-/** @param {import("../js/base.js").View} view */
+/** @param {import("./base.js").View} view */
 export function busy(view) {
   return view.live && ["running", "queued"].includes(view.model.get("status")?.state);
 }

@@ -15,10 +15,17 @@ SHARE = 0.2
 
 
 class Filling(Widget):
-    """A widget whose spec holds `go`, a number: raising it fills what is missing."""
+    """A widget whose spec holds `go`, a number: raising it fills what is missing.
+
+    After a cancel, whoever asked for it, only that goes on; a piece that the user points at is
+    computed alone.
+    """
+
+    points_at: tuple[str, ...] = ()
+    """Names in the spec that point at a piece."""
 
     def __init__(self, *, spec: Mapping[str, Any], meta: Mapping[str, Any], link: str = ""):
-        self._went, self._held = -1, False
+        self._went, self._held = -1, False  # the last `go` that was answered; after a cancel
         self._shown_s = self._show_took_s = 0.0
         super().__init__(spec={"go": 0, **spec}, meta={"complete": False, **meta}, link=link)
 
@@ -45,13 +52,17 @@ class Filling(Widget):
         """The frame of what is there."""
         raise NotImplementedError
 
+    def _but(self) -> str:
+        """What a page without a kernel lacks though every piece is there, in a few words; "" for none."""
+        return ""
+
     # --- filling -------------------------------------------------------------------------------
 
     def refresh(self) -> Any:
         """Go on, unless all that the spec asks for is there or under way."""
         spec = self.spec
         again = spec["go"] != self._went
-        under_way = any(job.key == ("widget", id(self)) for job in worker.jobs())
+        under_way = any(not _stopping(job) for job in self._jobs())
         if not again and (self._next(spec, self._held) is None or under_way and not self._held):
             return None
         return super().refresh()
@@ -61,13 +72,17 @@ class Filling(Widget):
         self.ask(go=int(self.spec["go"]) + 1)
         return self
 
-    def _cancel(self) -> None:
-        self._held = True
-        super()._cancel()
+    def _needs_frame(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        # how it is shown asks for no piece
+        return any(old.get(name) != new.get(name) for name in ("go", *self.points_at))
+
+    def _jobs(self) -> list[worker.Job]:
+        return [job for job in worker.jobs() if job.key == ("widget", id(self))]
 
     def _frame(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
         if spec["go"] != self._went:
             self._went, self._held = spec["go"], False
+        self._tell_complete()
         began, first = time.monotonic(), self._counted()[0]
         try:
             while (piece := self._next(self.spec, self._held)) is not None:
@@ -75,11 +90,16 @@ class Filling(Widget):
                 self._piece(piece, job)
                 self._show_at_times()
         except worker.Cancelled:
+            self._held = True
+            self._tell_complete()
             self._publish(self._picture(), self._pending, last=False)
             raise
-        done, total = self._counted()
-        self.meta = {**self.meta, "complete": done == total}
+        self._tell_complete()
         return self._picture()
+
+    def _tell_complete(self) -> None:
+        done, total = self._counted()
+        self.meta = {**self.meta, "complete": done == total, "but": self._but()}
 
     def _tell_left(self, job: worker.Job, piece: Any, began: float, first: int) -> None:
         done, total = self._counted()
@@ -106,6 +126,19 @@ class Filling(Widget):
             self.status = {**self.status, **{k: status.get(k, IDLE[k]) for k in ("i", "n", "msg")}}
 
     def _say(self, state: str, force: bool = True, **also: Any) -> None:
-        # what is there after a cancel is whole in itself: nothing is awaited
-        also = {**also, "requested_seq": self.seq} if state == "cancelled" else also
+        if state == "cancelled":
+            self._held = True
+            if not any(job.state == "queued" for job in self._jobs()):
+                self._went = self.spec["go"]  # no later request waits: this one is not made up for
+            # what is there after a cancel is whole in itself: nothing is awaited
+            also = {**also, "requested_seq": self.seq}
         super()._say(state, force, **also)
+
+
+def _stopping(job: worker.Job) -> bool:
+    """Whether the job was cancelled and has not ended yet."""
+    try:
+        job.check()
+    except worker.Cancelled:
+        return True
+    return False

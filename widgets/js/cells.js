@@ -1,6 +1,7 @@
 // A table that keys move through: one tab stop, arrows, Enter; what is chosen stays marked.
 
-import { h } from "../js/dom.js";
+import { h } from "./dom.js";
+import { moved } from "./grid.js";
 
 const STYLE = `
 .wb-cells { overflow: auto; max-height: 340px; max-width: 100% }
@@ -16,20 +17,9 @@ const STYLE = `
 .wb-right { color: light-dark(#00684a, #2fc494); font-weight: 600 }
 .wb-wrong { color: light-dark(#a40000, #ff8a80); font-weight: 600 }`;
 
-const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-const FAR = 1e9;
-
-/** Where a key takes the cursor in a table of that size, or null where it is no key of a table. */
-export function moved({ row, col }, key, rows, cols) {
-  const step = STEPS[key] ?? { Home: [0, -FAR], End: [0, FAR], PageUp: [-10, 0], PageDown: [10, 0] }[key];
-  if (!step) return null;
-  const within = (value, n) => Math.max(0, Math.min(n - 1, value));
-  return { row: within(row + step[0], rows), col: within(col + step[1], cols) };
-}
-
 /**
  * @typedef {{parts: (Node|string)[], say: string, kind?: string}} Cell `say` is for a screen reader; `kind` a class
- * @param {import("../js/base.js").View} view
+ * @param {import("./base.js").View} view
  * @param {{label: string, onSelect: (row: number, col: number) => void}} options
  */
 export function cells(view, options) {
@@ -64,7 +54,7 @@ class Cells {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || !this.rows.length) return;
-    const next = moved(this.cursor, event.key, this.rows.length, this.rows[0].cells.length);
+    const next = moved(this.cursor, event.key, [this.rows.length, this.rows[0].cells.length]);
     if (next) this.move(next);
     else if (event.key === "Enter" || event.key === " ") this.onSelect(this.cursor.row, this.cursor.col);
     else return;
