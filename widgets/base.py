@@ -81,9 +81,7 @@ class Widget(anywidget.AnyWidget):
 
     def _fetch(self, what: str, arguments: Mapping[str, Any], job: worker.Job) -> Mapping[str, Any]:
         """A part that is too large for every frame; runs on the worker."""
-        raise WorkbenchError(
-            type(self).__name__, "has no such part", expected="none", got=what, do="leave it"
-        )
+        raise self._has_no(f"part {what!r}")
 
     def _still(self) -> str:
         """The static picture: HTML below 20 kB, no script, every text escaped."""
@@ -95,15 +93,24 @@ class Widget(anywidget.AnyWidget):
 
     def to_record(self) -> Any:
         """What the sliders say, as the record that the rest of the workbench takes."""
-        raise NotImplementedError
+        raise self._has_no("record")
 
     def to_code(self) -> str:
         """A cell that makes the same thing without the widget."""
-        raise NotImplementedError
+        raise self._has_no("code")
 
     def precompute(self, grid: Any = None) -> Widget:
         """Compute frames for a page without a kernel, and keep them in `sweep`. Returns the widget."""
-        raise NotImplementedError
+        raise self._has_no("settings to compute ahead")
+
+    def _has_no(self, what: str) -> WorkbenchError:
+        return WorkbenchError(
+            type(self).__name__,
+            f"has no {what}",
+            expected="another widget",
+            got=repr(self),
+            do="see its docstring for what it has",
+        )
 
     # --- the frame's way -----------------------------------------------------------------------
 

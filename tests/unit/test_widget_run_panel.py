@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from workbench import worker
+from workbench.errors import WorkbenchError
 from workbench_widgets import RunPanel
 
 
@@ -84,3 +85,11 @@ def _until(true: object) -> None:
     while not true():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("verb", ["precompute", "to_code", "to_record"])
+def test_what_a_panel_has_not_is_said(verb: str) -> None:
+    panel = RunPanel()
+    with pytest.raises(WorkbenchError, match="has no"):
+        getattr(panel, verb)()
+    panel.close()
