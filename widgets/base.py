@@ -24,7 +24,15 @@ from workbench_widgets.frames import pack, unpack
 
 HERE = Path(__file__).parent
 STATUS_EVERY_S = 0.1
-IDLE = {"state": "idle", "i": 0, "n": 0, "requested_seq": 0, "t_model_ms": 0.0, "msg": ""}
+IDLE = {
+    "state": "idle",
+    "request": 0,
+    "i": 0,
+    "n": 0,
+    "requested_seq": 0,
+    "t_model_ms": 0.0,
+    "msg": "",
+}
 
 
 class Widget(anywidget.AnyWidget):
@@ -134,7 +142,9 @@ class Widget(anywidget.AnyWidget):
             self._pending += 1
             number = self._pending
             free = not worker.jobs()
-            self._say("running" if free else "queued", requested_seq=self.seq + 1)
+            # numbered: an equal status would not be sent, and the browser waits for a sign
+            said = {"requested_seq": self.seq + 1, "request": number}
+            self._say("running" if free else "queued", **said)
         return worker.submit(
             lambda job: self._computed(spec, job),
             key=("widget", id(self)),
@@ -172,7 +182,7 @@ class Widget(anywidget.AnyWidget):
             settled = last and number == self._pending
             self.data, self.seq = packed, self.seq + 1
             self.status = {
-                **(IDLE if settled else self.status),
+                **(IDLE | {"request": number} if settled else self.status),
                 # an outdated frame knows nothing of the request that waits, or was cancelled
                 "state": "idle" if settled else self.status["state"] if last else "running",
                 "requested_seq": self.seq if settled else self.seq + 1,
@@ -200,9 +210,6 @@ class Widget(anywidget.AnyWidget):
         """As in ipywidgets, one thread at a time: the worker publishes meanwhile."""
         with self._turn:
             super().set_state(sync_data)
-        if "spec" in sync_data:
-            # a status that stays equal is not sent, and the browser waits for a sign
-            self.send({"type": "beat"})
 
     def notify_change(self, change: Any) -> None:
         """As in ipywidgets, one thread at a time: `hold_sync` is no lock."""

@@ -69,7 +69,9 @@ const liveEdit = {
   pick(sweep, spec) {
     const row = spec.rows[sweep.row];
     if (!row || !row.on || rest(spec, sweep.row) !== rest(sweep.of, sweep.row)) return null;
-    return { ...sweep.shared, ...sweep.frames[nearest(sweep.grid, row.strength)] };
+    const i = nearest(sweep.grid, row.strength), at = { ...row, strength: sweep.grid[i] };
+    const of = { ...spec, rows: spec.rows.map((one, k) => (k === sweep.row ? at : one)) };
+    return { of, ...sweep.shared, ...sweep.frames[i] };
   },
   pictures: (view) => ({ svg: () => toSvg(view.frame, view.theme), csv: () => toCsv(view.frame) }),
   debug: (view) => ({
@@ -81,7 +83,13 @@ const liveEdit = {
 /** What the sweep takes as given: all but the strength that it moves, and the pins. */
 function rest(spec, index) {
   const rows = spec.rows.map((row, k) => (k === index ? { ...row, strength: 0, on: true } : row));
-  return JSON.stringify([spec.prompt, spec.seed, spec.max_new_tokens, spec.temperature, rows]);
+  return inOrder([spec.prompt, spec.seed, spec.max_new_tokens, spec.temperature, rows]);
+}
+
+/** JSON with sorted names: a saved notebook sorts them, a kernel does not. */
+function inOrder(value) {
+  return JSON.stringify(value, (_, one) => (one && typeof one === "object" && !Array.isArray(one)
+    ? Object.fromEntries(Object.entries(one).sort(([a], [b]) => (a < b ? -1 : 1))) : one));
 }
 
 /** The rows become `rows`, and the old ones can be had back. `of` names a drag: it is one step. */

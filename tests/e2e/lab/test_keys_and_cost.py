@@ -98,7 +98,7 @@ def test_a10_a_step_costs_few_frames_and_little_more_than_its_numbers(clean: Not
 STEPPED = """
 class Stepped(LiveEdit):
     "One frame a step, as a widget without a stream."
-    def _show_live(self, part):
+    def _show(self, part):
         pass
 """
 
