@@ -129,7 +129,7 @@ def test_without_anything_it_says_that_it_needs_a_kernel(page):
 def test_accessible(page):
     axe = harness.ROOT / "node_modules" / "axe-core" / "axe.min.js"
     if not axe.exists():
-        pytest.skip("axe-core is not installed")
+        pytest.skip("no axe-core (tests/SKIPS.md)")
     for dark in (False, True):
         bar = PromptBar(tiny.model("gpt2"), "12+7=", "12+8=")
         Mounted(page, bar, dark=dark).settled()

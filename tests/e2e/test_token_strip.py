@@ -156,7 +156,7 @@ def test_pictures_wider_than_a_canvas_are_png_files(page):
 def test_accessible(page):
     axe = harness.ROOT / "node_modules" / "axe-core" / "axe.min.js"
     if not axe.exists():
-        pytest.skip("axe-core is not installed")
+        pytest.skip("no axe-core (tests/SKIPS.md)")
     for dark in (False, True):
         Mounted(page, strip(), dark=dark).settled()
         page.add_script_tag(path=axe)

@@ -68,7 +68,7 @@ def contrast(one: str, other: str) -> float:
 
 def in_node(script: str) -> Any:
     if shutil.which("node") is None:
-        pytest.skip("no node here; npm is a development tool")
+        pytest.skip("no node (tests/SKIPS.md)")
     code = (
         f"import * as p from {json.dumps(SOURCE.as_uri())};\nconsole.log(JSON.stringify({script}))"
     )

@@ -94,7 +94,7 @@ def test_the_rules_find_what_they_forbid() -> None:
 def test_the_committed_modules_are_what_the_sources_build(tmp_path: Path) -> None:
     node()
     if not (ROOT / "node_modules" / "esbuild").is_dir():
-        pytest.skip("no node_modules: `npm ci` installs esbuild (tests/SKIPS.md)")
+        pytest.skip("no node_modules: `make test-js` installs esbuild (tests/SKIPS.md)")
     ignored = shutil.ignore_patterns("__pycache__", "*.py", "widget.js", "test")
     shutil.copytree(WIDGETS, tmp_path / "widgets", ignore=ignored)
     shutil.copy(ROOT / "package.json", tmp_path)

@@ -227,7 +227,7 @@ def test_infinities_are_said_as_the_browser_says_them():
 
 def test_tokens_read_the_same_in_the_browser():
     if shutil.which("node") is None:
-        pytest.skip("no node here; npm is a development tool")
+        pytest.skip("no node (tests/SKIPS.md)")
     # every character but halves of a pair, which no text of Python's can be written with
     cases = ["", " a b ", "\r\n\t", "a\u202eb\u2066c", *map(chr, range(0xD800)), "\U000e0001"]
     source = (Path(__file__).parents[2] / "widgets" / "js" / "dom.js").as_uri()

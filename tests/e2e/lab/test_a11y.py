@@ -92,7 +92,7 @@ def test_a17_texts_are_legible_in_every_theme(
 
 def test_a17_axe_finds_nothing(notebook: Notebook, each: dict[str, Shown], theme: str) -> None:
     if not AXE.is_file():
-        pytest.skip("no node_modules: `npm ci` installs axe-core (tests/SKIPS.md)")
+        pytest.skip("no node_modules: `make test-js` installs axe-core (tests/SKIPS.md)")
     notebook.page.evaluate(AXE.read_text("utf-8"))
     found = {name: shown.root.evaluate(RUN_AXE) for name, shown in each.items()}
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
