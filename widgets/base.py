@@ -89,7 +89,7 @@ class Widget(anywidget.AnyWidget):
 
     def _fetch(self, what: str, arguments: Mapping[str, Any], job: worker.Job) -> Mapping[str, Any]:
         """A part that is too large for every frame; runs on the worker."""
-        raise self._has_no(f"part {what!r}")
+        raise self._has_no(f"such part: {what!r}")
 
     def _still(self) -> str:
         """The static picture: HTML below 20 kB, no script, every text escaped."""
