@@ -117,13 +117,18 @@ class Trace:
 class Contrast:
     """Two sets of activations at several sites: `positive[site]` and `negative[site]` are `[row, d]`.
 
-    `paired` says that row i of both belongs to one pair.
+    Attributes:
+        paired: row i of both belongs to one pair.
+        model: where they come from.
+        prompts: the prompt of each positive row and of each negative row, for methods that read more
+            than rows; None where rows came alone.
     """
 
     positive: Mapping[str, Rows]
     negative: Mapping[str, Float[Tensor, "other d"]]
     paired: bool
     model: Fingerprint | None = None
+    prompts: tuple[tuple[Prompt, ...], tuple[Prompt, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ class Activations:
             {s: v[neg] for s, v in self.values.items()},
             paired,
             self.model,
+            (tuple(self.rows[i] for i in pos), tuple(self.rows[i] for i in neg)),
         )
 
 

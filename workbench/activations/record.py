@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 
 from workbench import sites as site_names
 from workbench.activations import store
-from workbench.activations.pool import POOLS, pool
-from workbench.errors import SiteUnavailable, unknown
+from workbench.activations.pool import POOLS
+from workbench.activations.pool import pool as pool_rows
+from workbench.errors import SiteUnavailable, WorkbenchError, unknown
 from workbench.model.tokens import as_prompts, batch
 from workbench.records import Prompt
 from workbench.shapes import Rows
 from workbench.sites import Site
-from workbench.tensors import Activations
+from workbench.tensors import Activations, Intervention, Trace
 
 SHARD_BYTES = 64 * 2**20
 
@@ -53,6 +54,8 @@ def record(
     sites: str | Site | Iterable[str | Site],
     pool: str = "last",
     *,
+    completions: Sequence[Sequence[int]] | None = None,
+    edits: Iterable[Intervention] = (),
     batch_size: int | None = None,
     path: str | Path | None = None,
     progress: bool = True,
@@ -65,6 +68,8 @@ def record(
         sites: such as `"L*.resid_post"`; per-head sites have their heads flattened into d.
         pool: which positions become rows: "last", "first", "mean" (over the prompt's own tokens) or
             "all".
+        completions: ids read after each prompt; the last position is then the completion's last.
+        edits: applied while it reads.
         batch_size: prompts at once; sized to memory by default.
         path: a folder to stream to. What is finished there is not computed again, so an interrupted
             recording goes on where it stopped; the values are then read from disk when they are
@@ -83,11 +88,13 @@ def record(
         raise unknown("record(pool=...)", "pool", pool, POOLS)
     names = [str(site) for site in _row_sites(sites, model.n_layers)]
     lengths, many = _measure(model, prompts)
-    plan = _plan(model, many, lengths, names, pool)
-    size = batch_size or model.fitting_batch(many, 0)
+    job = _Job(model, many, completions, tuple(edits), names, pool)
+    plan = job.plan(lengths)
+    size = batch_size or model.fitting_batch(many, max(map(len, completions or [[]])))
     if path is None:
         with _bar(plan, len(many), progress) as bar:
-            return _record_part(model, many, names, pool, size, bar)
+            return job.part(0, len(many), size, bar)
+    _refuse_more_than_prompts(path, completions, job.edits)
     per_shard = max(1, min(len(many), SHARD_BYTES * len(many) // max(plan.bytes, 1)))
     folder = store.open_folder(Path(path), model.fingerprint, many, names, pool, per_shard)
     with _bar(plan, len(many), progress) as bar:
@@ -95,8 +102,20 @@ def record(
             if folder.has(index):
                 bar.update(stop - start)
                 continue
-            folder.write(index, _record_part(model, many[start:stop], names, pool, size, bar))
+            folder.write(index, job.part(start, stop, size, bar))
     return store.load(path)
+
+
+def _refuse_more_than_prompts(path: str | Path, completions: Any, edits: Any) -> None:
+    """A folder says which prompts it holds, not what was read after them or changed meanwhile."""
+    if completions is not None or edits:
+        raise WorkbenchError(
+            f"record(path={str(path)!r})",
+            "cannot stream completions or edited runs",
+            expected="prompts alone",
+            got="completions" if completions is not None else "edits",
+            do="leave path out, or put the completion into the prompt's text",
+        )
 
 
 def _row_sites(texts: str | Site | Iterable[str | Site], n_layers: int) -> list[Site]:
@@ -125,34 +144,50 @@ def _measure(model: Any, prompts: Any) -> tuple[list[int], list[Prompt]]:
     return [batch(model.tokenizer, prompt, **read).lengths[0] for prompt in many], many
 
 
-def _plan(
-    model: Any, prompts: list[Prompt], lengths: list[int], sites: list[str], pool: str
-) -> Plan:
-    shortest = prompts[lengths.index(min(lengths))]
-    trace = model.run([shortest], record=sites, logits="none")
-    row = sum(v[0, 0].numel() * v.element_size() for v in trace.values.values())
-    return Plan(sum(lengths) if pool == "all" else len(prompts), row, tuple(sites))
+@dataclass(frozen=True)
+class _Job:
+    """What is read from which prompts under which edits."""
 
+    model: Any
+    prompts: list[Prompt]
+    completions: Sequence[Sequence[int]] | None
+    edits: tuple[Intervention, ...]
+    sites: list[str]
+    pool: str
 
-@torch.no_grad()
-def _record_part(
-    model: Any, prompts: list[Prompt], sites: list[str], how: str, batch_size: int, bar: Any
-) -> Activations:
-    parts: dict[str, list[Rows]] = {site: [] for site in sites}
-    rows: list[Prompt] = []
-    positions: list[int] = []
-    for start in range(0, len(prompts), batch_size):
-        some = prompts[start : start + batch_size]
-        trace = model.run(some, record=sites, logits="none")
-        for site in sites:
-            pooled = pool(trace.values[site], trace.tokens.mask, how)
-            # a copy: a view would keep the whole batch's activations alive
-            parts[site].append(pooled.values.detach().cpu().clone())
-        rows += [some[i] for i in pooled.prompts]
-        positions += pooled.positions
-        bar.update(len(some))
-    values = {site: torch.cat(found) for site, found in parts.items()}
-    return Activations(values, tuple(rows), tuple(positions), how, model.fingerprint)
+    def plan(self, lengths: list[int]) -> Plan:
+        """Rows and bytes, from one run of the shortest prompt."""
+        shortest = lengths.index(min(lengths))
+        trace = self._run(shortest, shortest + 1)
+        row = sum(v[0, 0].numel() * v.element_size() for v in trace.values.values())
+        tokens = sum(lengths) + sum(map(len, self.completions or ()))
+        return Plan(tokens if self.pool == "all" else len(self.prompts), row, tuple(self.sites))
+
+    @torch.no_grad()
+    def part(self, first: int, end: int, batch_size: int, bar: Any) -> Activations:
+        """Rows of the prompts from `first` up to `end`."""
+        parts: dict[str, list[Rows]] = {site: [] for site in self.sites}
+        rows: list[Prompt] = []
+        positions: list[int] = []
+        for start in range(first, end, batch_size):
+            stop = min(start + batch_size, end)
+            trace = self._run(start, stop)
+            for site in self.sites:
+                pooled = pool_rows(trace.values[site], trace.tokens.mask, self.pool)
+                # a copy: a view would keep the whole batch's activations alive
+                parts[site].append(pooled.values.detach().cpu().clone())
+            rows += [self.prompts[start + i] for i in pooled.prompts]
+            positions += pooled.positions
+            bar.update(stop - start)
+        values = {site: torch.cat(found) for site, found in parts.items()}
+        return Activations(values, tuple(rows), tuple(positions), self.pool, self.model.fingerprint)
+
+    def _run(self, start: int, stop: int) -> Trace:
+        tails = None if self.completions is None else self.completions[start:stop]
+        edits = [edit.for_rows(start, stop - start) for edit in self.edits]
+        return self.model.run(
+            self.prompts[start:stop], self.sites, edits, completions=tails, logits="none"
+        )
 
 
 def _bar(plan: Plan, prompts: int, progress: bool) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from workbench.model.layouts.base import Dims
 from workbench.model.positions import Frame
 from workbench.operations import ONLY_AT, REQUIRED, WIDTH_TENSORS, Context, Weights, operation
 from workbench.records import Receipt
+from workbench.rules.base import Around
 from workbench.scopes import Scope
 from workbench.sites import Index, Site
 from workbench.tensors import Fingerprint, Intervention
@@ -31,7 +34,9 @@ class BoundEdit:
         self.weights = weights
         self._weights, self._ready = weights, False
         self._operation = operation(edit.operation)
-        self._context = Context(edit.params, rule=_rule(edit))
+        rule = _rule(edit)
+        self._looks_around = getattr(rule, "around", False)
+        self._context = Context(edit.params, rule=rule.change if rule else None)
         self._key_scope = edit.params.get("keys")
         self._axes = site.axes
         self._flat_width = _flat_width(weights, site, dims)
@@ -131,11 +136,21 @@ class BoundEdit:
             keys = frame.mask(Scope.parse(self._key_scope), keys=True)
             cover = None if keys is None else keys[:, None, None, -piece.shape[-1] :]
             context = replace(context, keys=None if cover is None else cover.to(piece))
+        if self._looks_around:
+            rule = partial(self._rule_around, around=self._around(frame))
+            context = replace(context, rule=rule)
         strength = self._strength if self._one_strength else self._rows(piece)
         if self._flat_width:
             flat = self._operation(piece.flatten(2), self._weights, strength, context)
             return flat.unflatten(2, piece.shape[2:])
         return self._operation(piece, self._weights, strength, context)
+
+    def _around(self, frame: Frame) -> Around:
+        return Around(frame.positions, frame.all_ids, frame.all_positions, frame.prompt_lengths)
+
+    def _rule_around(self, h: Tensor, w: Weights, params: Any, *, around: Around) -> Tensor:
+        assert self._context.rule is not None
+        return self._context.rule(h, w, params, around)  # pyright: ignore[reportCallIssue]
 
     def _rows(self, piece: Tensor) -> Tensor:
         assert isinstance(self._strength, Tensor)
@@ -305,7 +320,7 @@ def _at_positions(frame: Frame, pos: Index, cover: Tensor | None, keys: bool) ->
 def _rule(edit: Intervention):
     if edit.operation != "adaptive":
         return None
-    return registry.get("rules", str(edit.params.get("rule"))).change
+    return registry.get("rules", str(edit.params.get("rule")))
 
 
 def _widths(site: Site, dims: Dims) -> tuple[int, int]:

@@ -6,7 +6,7 @@ many = prompts.read("questions.jsonl")
 
 from __future__ import annotations
 
-from workbench.prompts.contrast import classes, pairs
+from workbench.prompts.contrast import classes, completions, pairs
 from workbench.prompts.files import read, write
 
-__all__ = ["classes", "pairs", "read", "write"]
+__all__ = ["classes", "completions", "pairs", "read", "write"]

@@ -51,6 +51,33 @@ def classes(*, positive: Iterable[AnyPrompt], negative: Iterable[AnyPrompt]) -> 
     )
 
 
+def completions(
+    prompts: Iterable[AnyPrompt], *, positive: Iterable[str], negative: Iterable[str]
+) -> Prompts:
+    """Contrast pairs of continuations: each prompt with a wanted and an unwanted completion.
+
+    What is read is the prompt and then the completion, so a row's last position is the completion's
+    last token. The texts are in `meta["completion"]`, labelled True (wanted) and False.
+
+    Raises:
+        PromptError: a side is empty, or the three differ in number.
+    """
+    asked, plus, minus = _side("prompts", prompts), list(positive), list(negative)
+    if not len(asked) == len(plus) == len(minus):
+        raise PromptError(
+            "prompts.completions",
+            "the sides differ in number",
+            expected="one positive and one negative completion for each prompt",
+            got=f"{len(asked)} prompts, {len(plus)} positive and {len(minus)} negative",
+            do="match them",
+        )
+    return Prompts(
+        replace(prompt, label=label, pair=i, meta={**prompt.meta, "completion": text})
+        for label, side in ((True, plus), (False, minus))
+        for i, (prompt, text) in enumerate(zip(asked, side, strict=True))
+    )
+
+
 def _side(name: str, prompts: Iterable[AnyPrompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         raise PromptError(

@@ -1,11 +1,24 @@
-"""What a steering method is: options, and `fit` from two classes of rows to an intervention."""
+"""What a steering method is: options, and `fit` from two classes of rows to an intervention.
+
+Most methods need rows alone. What a method needs beside them it names in `needs`, and is handed by
+keyword when it is fitted through `workbench.steering.fit`:
+
+    dims         sizes of the model: n_layers, d_model, n_heads, d_head, n_experts, ...
+    run          `run(prompts, record=(), edits=(), completions=None, logits="none", grad=False)`, a
+                 forward pass as a Trace
+    rows         `rows(prompts, sites, edits=(), pool="last")`, batched activations by site
+    generate     `generate(prompts, edits=(), **options)`, continuations
+    encode       `encode(text)`, token ids without special tokens
+    parameters   the model's parameters by name, to read, never to write
+    dictionary   a sparse autoencoder: `encode(rows)`, `weights(feature)`, see `sae_feature`
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -14,19 +27,27 @@ from workbench.linalg import mean_difference
 from workbench.shapes import Float, Rows, Tensor
 from workbench.tensors import Contrast, Intervention
 
+Need = Literal["dims", "run", "rows", "generate", "encode", "parameters", "dictionary"]
+
 
 @dataclass(frozen=True)
 class SteeringMethod(ABC):
     """Options of a method. `fit` is deterministic and leaves its data as it was.
 
-    `needs` names the callables (`weights`, `run`, `gradients`, ...) that the method must be handed
-    by keyword beside rows; empty for methods that need rows alone.
+    Attributes:
+        needs: what it must be handed beside rows, by keyword; empty for methods that need rows
+            alone. A property where options decide it.
+        sites: where its paper reads and acts, the default of `workbench.steering.fit`; "" for a
+            method that reads no rows.
+        pool: which positions become rows there.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[Need, ...]] = ()
+    sites: ClassVar[str] = "L*.resid_post"
+    pool: ClassVar[Literal["last", "first", "mean", "all"]] = "last"
 
     @abstractmethod
-    def fit(self, contrast: Contrast) -> Intervention:
+    def fit(self, contrast: Contrast, *args: Any, **handed: Any) -> Intervention:
         """The intervention that moves activations from the negative to the positive class."""
 
 
