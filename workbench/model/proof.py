@@ -141,7 +141,9 @@ class _Prover:
         )
 
     def _tolerance(self, value: Tensor) -> float:
-        return 64 * torch.finfo(self._dtype()).eps * max(1.0, float(value.float().abs().max()))
+        # eager attention takes its softmax in float32 even where the model is float64
+        eps = max(torch.finfo(self._dtype()).eps, torch.finfo(torch.float32).eps)
+        return 64 * eps * max(1.0, float(value.float().abs().max()))
 
     def _dtype(self) -> torch.dtype:
         hf = getattr(self.backend, "hf", None)

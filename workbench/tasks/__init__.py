@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.records import Prompt, Prompts
-from workbench.tasks.add import Add
+from workbench.tasks.add import Add, carries
 from workbench.tasks.base import CONTEXT, Example, Problem, Task, answer_of
 from workbench.tasks.chain import Chain
 from workbench.tasks.judge import Judge
@@ -33,6 +33,7 @@ __all__ = [
     "Problem",
     "Task",
     "answer_of",
+    "carries",
     "check",
     "get",
     "gold",
