@@ -24,7 +24,7 @@ from workbench.errors import WorkbenchError
 from workbench.linalg import mean_difference
 from workbench.model.tokens import as_prompts
 from workbench.records import Prompt
-from workbench.shapes import Rows
+from workbench.shapes import Float, Rows, Tensor
 from workbench.steering.base import SteeringMethod
 from workbench.tensors import Contrast, Intervention
 
@@ -172,7 +172,9 @@ def _warn_of_swapped_labels(method: SteeringMethod, contrast: Contrast) -> None:
     )
 
 
-def _sign(positive: Rows, negative: Rows, paired: bool) -> tuple[float, bool] | None:
+def _sign(
+    positive: Rows, negative: Float[Tensor, "other d"], paired: bool
+) -> tuple[float, bool] | None:
     """Share of held-out rows (pairs) on the right side, and whether that is certain."""
     if min(len(positive), len(negative)) < 2 * ENOUGH_PAIRS or not positive.isfinite().all():
         return None
