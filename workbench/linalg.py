@@ -58,3 +58,37 @@ def kl_divergence(
     """KL(p || q) in nats at each position, from log-probabilities; p = 0 contributes 0."""
     terms = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
     return terms.sum(-1)
+
+
+def logistic(
+    positive: Rows,
+    negative: Float[Tensor, "other d"],
+    inverse_penalty: float | int = 1.0,
+    standardised: bool = True,
+) -> tuple[Vector, Float[Tensor, ""]]:
+    """Weight and bias of a logistic regression that scores `positive` above 0: `w . h + b`.
+
+    Coordinates are standardised inside, so that the penalty treats all alike, unless `standardised` is
+    False; weight and bias are in the rows' own units. `inverse_penalty` is scikit-learn's C.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = torch.cat([positive, negative]).double().cpu().numpy()
+    labels = [1] * len(positive) + [0] * len(negative)
+    probe = make_pipeline(
+        StandardScaler(with_std=standardised),
+        LogisticRegression(C=inverse_penalty, max_iter=2000, tol=1e-6),
+    ).fit(rows, labels)
+    scaler, regression = probe[0], probe[1]
+    weight = regression.coef_[0] / (scaler.scale_ if standardised else 1.0)
+    bias = regression.intercept_[0] - weight @ scaler.mean_
+    return torch.from_numpy(weight), torch.tensor(bias, dtype=torch.float64)
+
+
+def projection_spread(
+    positive: Rows, negative: Float[Tensor, "other d"], direction: Vector
+) -> Float[Tensor, ""]:
+    """Population standard deviation of all rows' projections on `direction`, in float64."""
+    return (torch.cat([positive, negative]).double() @ direction.double()).std(correction=0)

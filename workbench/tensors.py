@@ -299,11 +299,104 @@ class Intervention:
         """The same edit under another name."""
         return replace(self, name=name)
 
+    @property
+    def is_addition(self) -> bool:
+        """Whether it adds one vector per site and does nothing else."""
+        only_shifts = all(set(tensors) == {"shift"} for tensors in self.tensors.values())
+        return self.operation == "affine" and only_shifts
+
+    def __mul__(self, factor: Any) -> Intervention:
+        """The same edit at `factor` times its strength."""
+        if not isinstance(factor, float | int):
+            return NotImplemented
+        return self.at(self.strength * float(factor))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Intervention:
+        """The same edit at its strength divided by `divisor`."""
+        if not isinstance(divisor, float | int):
+            return NotImplemented
+        return self.at(self.strength / float(divisor))
+
+    def __neg__(self) -> Intervention:
+        """The same edit the other way."""
+        return self * -1.0
+
+    def __add__(self, other: Any) -> Intervention:
+        """One addition that does both at their strengths; its own strength is 1.
+
+        Raises:
+            EditError: either does more than add, or they differ in sites, scope, unit, width or
+                model; `interventions.compose` puts such edits in an order instead.
+        """
+        return _sum(self, other) if isinstance(other, Intervention) else NotImplemented
+
+    def __sub__(self, other: Any) -> Intervention:
+        """`self + -other`."""
+        return _sum(self, -other) if isinstance(other, Intervention) else NotImplemented
+
     def __repr__(self) -> str:
         strength = self.strength if isinstance(self.strength, float | int) else "per row"
         return (
             f"Intervention({self.label}: {self.operation} at {', '.join(self.sites)}, "
             f"strength {strength} {self.unit}, scope {self.scope})"
+        )
+
+
+SUM_UNIT = "multiples of the summed vectors"
+
+
+def _sum(a: Intervention, b: Intervention) -> Intervention:
+    """The addition of both vectors at their strengths, summed in float64."""
+    _check_addends(a, b)
+    terms = _terms(a) + _terms(b)
+    tensors = {
+        site: {
+            "shift": sum(
+                float(e.strength) * e.tensors[site]["shift"].double() for e in (a, b)
+            ).float()
+        }
+        for site in a.tensors
+    }
+    return replace(
+        a,
+        method="custom",
+        tensors=tensors,
+        strength=1.0,
+        unit=SUM_UNIT,
+        params={"terms": terms},
+        model=a.model or b.model,
+        name=" + ".join(f"{factor:g} {label}" for factor, label in terms),
+        conditional=a.conditional or b.conditional,
+    )
+
+
+def _terms(edit: Intervention) -> list[list[Any]]:
+    """What a sum is of: strengths and labels, those of a sum scaled by its own strength."""
+    inner = edit.params.get("terms", [[1.0, edit.label]]) if edit.unit == SUM_UNIT else None
+    return [[float(edit.strength) * k, label] for k, label in inner or [[1.0, edit.label]]]
+
+
+def _check_addends(a: Intervention, b: Intervention) -> None:
+    faults = {
+        "one of them does more than add a vector": not (a.is_addition and b.is_addition),
+        "one of them has a strength per row": any(isinstance(e.strength, Tensor) for e in (a, b)),
+        "they act at different sites": set(a.sites) != set(b.sites),
+        "they act at different positions": a.scope != b.scope,
+        "their strengths are in different units": len({a.unit, b.unit} - {SUM_UNIT}) > 1,
+        "they were made on different models": a.model != b.model and bool(a.model and b.model),
+    }
+    faults["their vectors differ in width"] = not any(faults.values()) and any(
+        a.tensors[site]["shift"].shape != b.tensors[site]["shift"].shape for site in a.sites
+    )
+    for wrong in (fault for fault, found in faults.items() if found):
+        raise EditError(
+            f"{a.label} + {b.label}",
+            wrong,
+            expected="two additions at the same sites, positions and unit, of one model",
+            got=f"{a!r} and {b!r}",
+            do="use edit.only(...) and edit.within(...), or interventions.compose for an order",
         )
 
 
@@ -348,3 +441,12 @@ def finite(where: str, value: float) -> float:
             where, "is not finite", expected="a finite number", got=value, do="correct it"
         )
     return value
+
+
+def above_zero(where: str, value: float | int) -> float:
+    """`value`, or an error where it is not a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise EditError(
+            where, "is not above 0", expected="a finite number above 0", got=value, do="correct it"
+        )
+    return float(value)

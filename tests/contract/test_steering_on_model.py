@@ -16,6 +16,7 @@ import torch
 
 import workbench as wb
 from tests import tiny
+from tests.contract.fakes import fake_dictionary
 from workbench import registry, steering
 from workbench.errors import EditError, WorkbenchError
 from workbench.interventions import store
@@ -25,8 +26,13 @@ from workbench.tensors import Intervention
 
 PROMPTS = ["12+34=", "a longer prompt, 7*8=?", "bcd"]
 N_TOKENS = 6
+SITE = "L1.resid_post"
 
-GIVEN: dict[str, Callable[[Model], tuple[Any, dict[str, Any]]]] = {}
+GIVEN: dict[str, Callable[[Model], tuple[Any, dict[str, Any]]]] = {
+    # random weights end no lines: these are the ids that they write most
+    "rebalance": lambda _: (steering.Rebalance(boundary=(21, 25, 42, 65, 88)), {}),
+    "sae_feature": lambda m: ("sae_feature", {"dictionary": fake_dictionary(m.d_model, SITE)}),
+}
 """Per method that needs it: the method with its options, and what `steering.fit` is handed."""
 
 ENTRIES = registry.entries("steering")

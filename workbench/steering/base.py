@@ -10,6 +10,7 @@ keyword when it is fitted through `workbench.steering.fit`:
     generate     `generate(prompts, edits=(), **options)`, continuations
     encode       `encode(text)`, token ids without special tokens
     parameters   the model's parameters by name, to read, never to write
+    gradient     `gradient(groups, loss, site)`, the mean gradient of a loss on completions by parameter
     dictionary   a sparse autoencoder: `encode(rows)`, `weights(feature)`, see `sae_feature`
 """
 
@@ -27,7 +28,7 @@ from workbench.linalg import mean_difference
 from workbench.shapes import Float, Rows, Tensor
 from workbench.tensors import Contrast, Intervention
 
-Need = Literal["dims", "run", "rows", "generate", "encode", "parameters", "dictionary"]
+Need = Literal["dims", "run", "rows", "generate", "encode", "parameters", "gradient", "dictionary"]
 
 
 @dataclass(frozen=True)

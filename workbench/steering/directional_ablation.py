@@ -10,7 +10,8 @@ Differs from the paper: the paper takes *one* direction, chosen by validation ov
     positions, and projects it out at block input, attention output and MLP output of every layer.
     Here each fitted site loses its own direction; `source` spreads one site's direction to all
     recorded sites, which with sites `["L*.resid_pre", "L*.attn_out", "L*.mlp_out"]` is the paper's
-    form. The projection is quadratic in r, so r and -r are one edit and it has no dose direction.
+    form; `workbench.interventions.select_direction` makes the paper's choice. The projection is
+    quadratic in r, so r and -r are one edit and it has no dose direction.
     `workbench.interventions.weights.orthogonalise` is the same edit written into the weights.
 """
 
