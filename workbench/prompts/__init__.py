@@ -1,12 +1,33 @@
-"""Prompts: contrast pairs, files of prompts, chat templates.
+"""Prompts: contrast pairs, files of prompts, published steering data, chat templates.
 
 pairs = prompts.pairs(positive=["I love it"], negative=["I hate it"])
 many = prompts.read("questions.jsonl")
+questions = prompts.read_caa("generate_dataset.json")
 """
 
 from __future__ import annotations
 
 from workbench.prompts.contrast import classes, completions, pairs
+from workbench.prompts.datasets import (
+    read_caa,
+    read_persona,
+    read_repe_emotion,
+    read_repe_facts,
+    read_repeng,
+    read_truthfulqa,
+)
 from workbench.prompts.files import read, write
 
-__all__ = ["classes", "completions", "pairs", "read", "write"]
+__all__ = [
+    "classes",
+    "completions",
+    "pairs",
+    "read",
+    "read_caa",
+    "read_persona",
+    "read_repe_emotion",
+    "read_repe_facts",
+    "read_repeng",
+    "read_truthfulqa",
+    "write",
+]
