@@ -60,7 +60,7 @@ def calibrate(
     edit: Intervention,
     model: Any,
     prompts: str | Prompt | Sequence[str | Prompt],
-    target_kl_nats: float = 1.0,
+    target_kl_nats: float | int = 1.0,
     n_tokens: int = 20,
     tolerance: float = 0.05,
     *,

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from workbench.sweep.methods import MethodPoint, MethodSweep
+from workbench.sweep.next_token import NextToken, next_token
 from workbench.sweep.strength_by_layer import BASE, Cell, Point, StrengthByLayer
 
-__all__ = ["BASE", "Cell", "Point", "StrengthByLayer"]
+__all__ = [
+    "BASE",
+    "Cell",
+    "MethodPoint",
+    "MethodSweep",
+    "NextToken",
+    "Point",
+    "StrengthByLayer",
+    "next_token",
+]

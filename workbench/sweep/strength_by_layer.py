@@ -95,10 +95,10 @@ class StrengthByLayer:
         self._job.refuse([seed])
         model.tokens(self._job.prompts, room=max_new_tokens)
         self._edit, self._edits = edit, {}
-        self._by_layer = {} if callable(edit) else _by_layer(edit, model.n_layers)
+        self._by_layer = {} if callable(edit) else sites_by_layer(edit, model.n_layers)
         have = range(model.n_layers) if callable(edit) else self._by_layer
-        self.layers = _checked_layers(have if layers is None else layers, have)
-        self.strengths = _checked_strengths(strengths)
+        self.layers = checked_layers(have if layers is None else layers, have)
+        self.strengths = checked_strengths(strengths)
         self.done: dict[Point, Cell] = {}
         n = len(self.layers) * len(self.strengths)
         if n > MAX_CELLS:
@@ -206,7 +206,8 @@ def _kind(point: Point) -> str:
     return "base" if point == BASE else "control" if point.control else "edit"
 
 
-def _by_layer(edit: Intervention, n_layers: int) -> dict[int, list[str]]:
+def sites_by_layer(edit: Intervention, n_layers: int) -> dict[int, list[str]]:
+    """An edit's site texts by layer; refuses a site that is in no layer or in several."""
     found: dict[int, list[str]] = {}
     for text in edit.sites:
         layers = {site.layer for site in sites.parse(text, n_layers)}
@@ -222,14 +223,16 @@ def _by_layer(edit: Intervention, n_layers: int) -> dict[int, list[str]]:
     return found
 
 
-def _checked_layers(asked: Iterable[int], have: Iterable[int]) -> list[int]:
+def checked_layers(asked: Iterable[int], have: Iterable[int]) -> list[int]:
+    """Layers in order, once each; refuses none, and those that an edit or model lacks."""
     layers, have = sorted(set(asked)), sorted(have)
     if not layers or not set(layers) <= set(have):
         raise _refused("has no such layers", f"some of {have}", layers, "name layers of the edit")
     return layers
 
 
-def _checked_strengths(asked: Iterable[float | int]) -> list[float]:
+def checked_strengths(asked: Iterable[float | int]) -> list[float]:
+    """Strengths in order, once each; refuses none, and what is not finite."""
     strengths = sorted({float(s) for s in asked})
     if not strengths or not all(map(math.isfinite, strengths)):
         raise _refused("has no strengths", "finite numbers", strengths, "pass strengths=[-1, 0, 1]")
