@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 LAB_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help lab report report-all test test-all test-js widgets lint format bench clean
+.PHONY: help lab report report-all test test-all test-js widgets lint format bench peers clean
 
 help:
 	@echo 'make lab         open JupyterLab on notebooks/00_start_here.ipynb'
@@ -22,7 +22,8 @@ help:
 	@echo 'make widgets     build widgets/*/widget.js   make test-js   their tests; both need npm'
 	@echo 'make lint        ruff and pyright      make format    ruff, writing'
 	@echo 'make bench       benchmarks, rewrites tests/benchmarks/RESULTS.md'
-	@echo 'make clean       remove .venv, reports and caches'
+	@echo 'make peers       .venv-peers with the libraries we compare with, rewrites data/golden/steering'
+	@echo 'make clean       remove .venv, .venv-peers, reports and caches'
 
 lab: .venv/lab.stamp
 	$(BIN)/workbench lab $(LAB_ARGS)
@@ -63,8 +64,12 @@ format: .venv/dev.stamp
 bench: .venv/test.stamp
 	$(BIN)/python -m tests.benchmarks
 
+# Libraries that cannot live beside ours; the tests read the golden files, so only a change of those needs this.
+peers: .venv-peers/peers.stamp
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -W ignore tests/peers/golden.py
+
 clean:
-	rm -rf .venv reports build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers reports build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # torch first: with it in place no other package's range can choose another build. setuptools with it, so
 # that building the package itself fetches nothing unpinned.
@@ -84,4 +89,9 @@ clean:
 
 .venv/dev.stamp: .venv/test.stamp
 	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.venv-peers/peers.stamp: tests/peers/requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check -r $<
 	@touch $@

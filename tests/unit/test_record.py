@@ -10,11 +10,13 @@ import torch
 
 from tests import tiny
 from workbench.activations import load, record
-from workbench.activations.pool import pool
+from workbench.activations.pool import POOLS, pool
+from workbench.activations.record import CPU_TOKENS
 from workbench.activations.store import StoredValues
 from workbench.errors import FileRefused, PromptError, SiteUnavailable, UnknownName
 from workbench.prompts import pairs
 from workbench.records import Prompt
+from workbench.tensors import Intervention
 
 TEXTS = ["abc", "hello there", "900+7=", "Q", "a much longer line of text than the others"]
 SITES = ["L0.resid_post", "L2.mlp_out", "L1.z"]
@@ -251,3 +253,63 @@ def test_no_batch_is_larger_than_asked(model, monkeypatch) -> None:
     )
     record(model, TEXTS, SITES, batch_size=2, progress=False)
     assert max(sizes) == 2
+
+
+@pytest.mark.parametrize("how", POOLS)
+def test_rows_keep_the_order_of_the_prompts(how) -> None:
+    """Prompts of like lengths are read together; nobody sees that."""
+    model = tiny.model("llama")
+    texts = ["1234567", "1", "12345", "12", "1234567890", "9", "98765"]
+    together = record(model, texts, SITES, how, batch_size=2, progress=False)
+    alone = [record(model, text, SITES, how, progress=False) for text in texts]
+    assert [p.text for p in together.rows] == [p.text for one in alone for p in one.rows]
+    assert together.positions == sum((one.positions for one in alone), ())
+    for site in SITES:
+        want = torch.cat([one[site] for one in alone])
+        torch.testing.assert_close(together[site], want, atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_of_like_lengths_are_read_together(monkeypatch) -> None:
+    model, run, padded = tiny.model("llama"), tiny.model("llama").run, []
+
+    def seen(*args, **options):
+        trace = run(*args, **options)
+        padded.append(int((~trace.tokens.mask).sum()))
+        return trace
+
+    monkeypatch.setattr(model, "run", seen)
+    record(model, ["1", "12345678"] * 8, SITES, batch_size=8, progress=False)
+    assert sum(padded) == 0
+
+
+def test_a_batch_of_long_prompts_is_smaller_on_a_cpu(monkeypatch) -> None:
+    model, run, sizes = tiny.model("llama"), tiny.model("llama").run, []
+
+    def seen(*args, **options):
+        trace = run(*args, **options)
+        sizes.append(tuple(trace.tokens.ids.shape))
+        return trace
+
+    monkeypatch.setattr(model, "run", seen)
+    record(model, ["1" * 99] * 8 + ["1"] * 40, SITES, progress=False)
+    assert max(rows * width for rows, width in sizes) <= CPU_TOKENS
+    assert (40, 2) in sizes
+
+
+def test_strengths_stay_with_their_rows() -> None:
+    """Per-row strengths follow the prompts' order, whatever their lengths."""
+    model, texts = tiny.model("llama"), ["12345", "1", "1234567", "12"]
+    shift = {"L0.resid_post": {"shift": torch.ones(model.d_model)}}
+    strengths = torch.tensor([0.5, 1.0, 1.5, 2.0])
+    edit = Intervention("custom", "affine", shift, strengths)
+    got = record(model, texts, "L2.resid_post", edits=[edit], batch_size=2, progress=False)
+    for i, text in enumerate(texts):
+        one = edit.at(float(strengths[i]))
+        want = record(model, text, "L2.resid_post", edits=[one], progress=False)
+        row = got["L2.resid_post"][i : i + 1]
+        torch.testing.assert_close(row, want["L2.resid_post"], atol=1e-5, rtol=1e-4)
+
+
+def test_completions_are_one_per_prompt() -> None:
+    with pytest.raises(PromptError, match="not one per prompt; expected 2; got 1"):
+        record(tiny.model("llama"), ["1", "2"], SITES, completions=[[5]], progress=False)

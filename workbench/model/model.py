@@ -182,7 +182,8 @@ class Model:
             edits: applied in order.
             completions: ids put after each prompt; scopes treat them as generated. What `generate`
                 produced can be read again this way, at every site.
-            logits: which positions are unembedded.
+            logits: which positions are unembedded. With "none" the run also ends after the highest
+                site that is recorded or edited.
             grad: keep the autograd graph.
 
         Raises:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from workbench.model.backends.lower import ended_above
 from workbench.model.model import Model
 from workbench.sites import Site
 from workbench.tensors import Intervention, Tokens, Trace
@@ -32,10 +33,16 @@ def run(
     keep = int(logits != "all" and all(tap.site.part != "logits" for tap in session.taps))
     with session.attached(), torch.enable_grad() if grad else gradients_off(model):
         session.advance(tokens.ids, None if pads["mask"] is None else tokens.positions)
-        step = model.backend.forward(tokens.ids, **pads, cache=None, use_cache=False, keep=keep)
-    out = {"all": step.logits, "last": step.logits[:, -1:], "none": step.logits[:, :0]}[logits]
+        out = tokens.ids.new_empty((len(tokens), 0, model.dims.n_vocab), dtype=model.dtype)
+        with ended_above(model.backend, session.taps) if logits == "none" else nullcontext():
+            step = model.backend.forward(tokens.ids, **pads, cache=None, use_cache=False, keep=keep)
+            out = _cut(step.logits, logits)
     values = {site: usable(value) for site, value in session.values.items()}
     return Trace(tokens, usable(out), values, session.receipts())
+
+
+def _cut(logits: Tensor, wanted: Literal["all", "last", "none"]) -> Tensor:
+    return {"all": logits, "last": logits[:, -1:], "none": logits[:, :0]}[wanted]
 
 
 def padding(tokens: Tokens) -> dict[str, Any]:
