@@ -18,6 +18,7 @@ FAMILIES: dict[str, str] = {
     "tasks": "workbench.tasks",
     "steering": "workbench.steering",
     "rules": "workbench.rules",
+    "stepwise": "workbench.stepwise",
     "decoding": "workbench.decoding",
     "metrics": "workbench.comparison.metrics",
 }

@@ -29,6 +29,7 @@ N_TOKENS = 6
 SITE = "L1.resid_post"
 
 GIVEN: dict[str, Callable[[Model], tuple[Any, dict[str, Any]]]] = {
+    "ata": lambda _: (steering.Ata(spans=((1, 3), (3, 5))), {}),
     # random weights end no lines: these are the ids that they write most
     "rebalance": lambda _: (steering.Rebalance(boundary=(21, 25, 42, 65, 88)), {}),
     "sae_feature": lambda m: ("sae_feature", {"dictionary": fake_dictionary(m.d_model, SITE)}),

@@ -17,7 +17,10 @@ PACKAGE = ROOT / "workbench"
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("words", ("errors", "records", "sites", "scopes", "seeds", "shapes", "files")),
     ("ground", ("tensors", "registry", "linalg", "operations")),
-    ("methods", ("steering", "probes", "decoding", "tasks", "comparison.metrics", "rules")),
+    (
+        "methods",
+        ("steering", "probes", "decoding", "tasks", "comparison.metrics", "rules", "stepwise"),
+    ),
     ("machinery", ("prompts", "model", "activations", "interventions")),
     ("experiments", ("comparison", "zoo", "sweep", "rl", "worker")),
     ("display", ("figures", "reporting")),

@@ -22,6 +22,8 @@ WRITES = ("shift", "down", "up", "value", "b1", "b2")
 """Tensors whose last axis is a direction of the site."""
 PER_UNIT = ("scale", "bias", "factor")
 """Tensors with one number per coordinate, head or expert: their control is a permutation."""
+WEIGHTS = ("tangent.", "writer.")
+"""Beginnings of the names of whole weights: their control is a random weight of the same norm."""
 
 
 def random_control(edit: Intervention, seed: int = 0) -> Intervention | None:
@@ -57,7 +59,14 @@ def _turned(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor] | Non
         out |= {k: p.reshape(t.shape) for (k, t), p in zip(vectors.items(), pieces, strict=True)}
     for name, tensor in units.items():
         out[name] = _shuffled(tensor, seed)
+    out |= {k: _drawn(t, derive(seed, k)) for k, t in tensors.items() if k.startswith(WEIGHTS)}
     return None if all(torch.equal(t, out[k]) for k, t in tensors.items()) else out
+
+
+def _drawn(tensor: Tensor, seed: int) -> Tensor:
+    """A random tensor of the same shape and norm."""
+    drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed))
+    return (drawn * (tensor.norm().cpu() / drawn.norm())).to(tensor)
 
 
 def _shuffled(tensor: Tensor, seed: int) -> Tensor:

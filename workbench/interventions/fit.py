@@ -22,6 +22,7 @@ from workbench import registry
 from workbench.activations.record import record
 from workbench.errors import WorkbenchError
 from workbench.linalg import mean_difference
+from workbench.model.shadow import gradient
 from workbench.model.tokens import as_prompts
 from workbench.records import Prompt
 from workbench.shapes import Float, Rows, Tensor
@@ -117,6 +118,7 @@ def _needed(
         "generate": model.generate,
         "encode": partial(_ids, model),
         "parameters": dict(model.hf.named_parameters()),
+        "gradient": partial(gradient, model),
     } | handed
     missing = [need for need in method.needs if need not in made]
     if missing:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from workbench.model.generate import replay
 from workbench.records import Prompt
 from workbench.shapes import Float, Tensor
 from workbench.tensors import Intervention
@@ -29,6 +30,9 @@ def continuation_logprobs(
     the last prompt position.
     """
     edits = list(edits)
+    if any("stepwise" in edit.params and not edit.is_zero for edit in edits):
+        yield from replay(model, list(prompts), completions, edits, batch_size)
+        return
     size = batch_size or _fitting(model, list(prompts), completions)
     for start in range(0, len(prompts), size):
         part = list(completions[start : start + size])

@@ -15,11 +15,12 @@ from workbench import registry
 from workbench.errors import EditDidNothing, EditError
 from workbench.model.layouts.base import Dims
 from workbench.model.positions import Frame
+from workbench.model.shadow import again
 from workbench.operations import ONLY_AT, REQUIRED, WIDTH_TENSORS, Context, Weights, operation
 from workbench.records import Receipt
 from workbench.rules.base import Around
 from workbench.scopes import Scope
-from workbench.sites import Index, Site
+from workbench.sites import Index, Site, parse
 from workbench.tensors import Fingerprint, Intervention
 
 KV_PARTS = ("k", "v", "k_cache", "v_cache")
@@ -42,6 +43,11 @@ class BoundEdit:
         self._flat_width = _flat_width(weights, site, dims)
         self._one_strength = not isinstance(edit.strength, Tensor)
         self._strength = float(edit.strength) if self._one_strength else edit.strength
+        self._own_strength = self._strength
+        self.reads = _reads(edit, site)
+        self.seen: dict[str, Tensor] = {}
+        self.stepwise = edit.params.get("stepwise")
+        self._rows: Tensor | None = None
         self._pos = site.selector("pos")
         self._token_dim = 1 + next(i for i, axis in enumerate(site.axes) if axis in ("pos", "q"))
         self._all_of_it = not _picks(site)
@@ -55,7 +61,8 @@ class BoundEdit:
     def apply(self, h: Tensor, frame: Frame) -> Tensor:
         """The activation after this edit; `h` itself where the scope covers nothing."""
         self.fired += 1
-        cover = None if self._everywhere and not frame.padded else self._cover(frame, h)
+        whole = self._everywhere and not frame.padded and self._rows is None
+        cover = None if whole else self._cover(frame, h)
         covered = h.shape[0] * h.shape[self._token_dim] if cover is None else int(cover.sum())
         self.positions += covered
         if not covered:
@@ -72,6 +79,14 @@ class BoundEdit:
         """Go on with these rows only."""
         if isinstance(self._strength, Tensor):
             self._strength = self._strength[rows]
+        if isinstance(self._own_strength, Tensor):
+            self._own_strength = self._own_strength[rows]
+        self._rows = None if self._rows is None else self._rows[rows]
+
+    def drive(self, factors: Tensor) -> None:
+        """In the next forwards act at `factors` `[batch]` times its own strength; 0 is not at all."""
+        self._rows = factors != 0
+        self._strength, self._one_strength = self._own_strength * factors, False
 
     def add(self, other: BoundEdit, copies: int = 1) -> None:
         """Count in what an equal edit did in another forward, `copies` times."""
@@ -95,7 +110,12 @@ class BoundEdit:
         if self._pos is not None:
             cover = _at_positions(frame, self._pos, cover, self._over_keys)
         # a sliding cache and kept logits hold only the last columns
-        return cover if cover is None else cover[:, -h.shape[self._token_dim] :]
+        columns = h.shape[self._token_dim]
+        cover = cover if cover is None else cover[:, -columns:]
+        if self._rows is None:
+            return cover
+        acting = self._rows[:, None].expand(-1, columns)
+        return acting if cover is None else acting & cover
 
     def _without_idle(self, cover: Tensor | None, piece: Tensor) -> Tensor | None:
         """The cover, spread over the piece's axes, without masked scores and unrouted experts."""
@@ -139,20 +159,21 @@ class BoundEdit:
         if self._looks_around:
             rule = partial(self._rule_around, around=self._around(frame))
             context = replace(context, rule=rule)
-        strength = self._strength if self._one_strength else self._rows(piece)
+        strength = self._strength if self._one_strength else self._strengths(piece)
         if self._flat_width:
             flat = self._operation(piece.flatten(2), self._weights, strength, context)
             return flat.unflatten(2, piece.shape[2:])
         return self._operation(piece, self._weights, strength, context)
 
     def _around(self, frame: Frame) -> Around:
-        return Around(frame.positions, frame.all_ids, frame.all_positions, frame.prompt_lengths)
+        now = (frame.positions, frame.all_ids, frame.all_positions, frame.prompt_lengths)
+        return Around(*now, self.seen, partial(again, frame))
 
     def _rule_around(self, h: Tensor, w: Weights, params: Any, *, around: Around) -> Tensor:
         assert self._context.rule is not None
         return self._context.rule(h, w, params, around)  # pyright: ignore[reportCallIssue]
 
-    def _rows(self, piece: Tensor) -> Tensor:
+    def _strengths(self, piece: Tensor) -> Tensor:
         assert isinstance(self._strength, Tensor)
         dims = 3 if self._flat_width else piece.dim()
         return self._strength.to(piece).reshape(-1, *[1] * (dims - 1))
@@ -195,6 +216,7 @@ def bind(
                 _check_width(edit, site, weights, dims)
                 if not edit.is_zero:
                     bound.append(BoundEdit(edit, site, weights, dims))
+                    _await_steps(bound[-1], n_rows)
     return bound
 
 
@@ -321,6 +343,32 @@ def _rule(edit: Intervention):
     if edit.operation != "adaptive":
         return None
     return registry.get("rules", str(edit.params.get("rule")))
+
+
+def _reads(edit: Intervention, site: Site) -> dict[str, Site]:
+    """The sites of this forward that the edit's rule is shown, by their texts in `params["reads"]`."""
+    found: dict[str, Site] = {}
+    for text in edit.params.get("reads", ()):
+        layers = 10**6 if site.layer is None else site.layer + 1
+        (one,) = parse(text.replace("{layer}", str(site.layer)), layers)
+        if one.selectors or one.layer != site.layer or one.depth >= site.depth:
+            raise EditError(
+                f"edit {edit.label!r} at {site}",
+                "wants to read what this forward has not reached, or another layer",
+                expected="sites of its own layer that come before it, without selectors",
+                got=text,
+                do="write 'L{layer}.<part>' in params['reads']",
+            )
+        found[text] = one
+    return found
+
+
+def _await_steps(edit: BoundEdit, n_rows: int) -> None:
+    """An edit that is decided step by step does nothing before, unless it acts on prompts."""
+    if edit.stepwise is not None:
+        controller = registry.get("stepwise", str(edit.stepwise))
+        if not controller.on_prompt:
+            edit.drive(torch.zeros(n_rows))
 
 
 def _widths(site: Site, dims: Dims) -> tuple[int, int]:

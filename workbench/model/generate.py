@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 from workbench import seeds
 from workbench.decoding import Decoder, Greedy
 from workbench.errors import EditError, WorkbenchError
+from workbench.model.backends.base import Step
 from workbench.model.edits import BoundEdit, check_receipts
 from workbench.model.model import Model
-from workbench.model.run import gradients_off, padding
+from workbench.model.run import gradients_off, padding, usable
 from workbench.model.session import Session
+from workbench.model.steps import driver, recorded
 from workbench.model.tokens import as_prompts
 from workbench.records import Generation, Prompt, Receipt
 from workbench.tensors import Intervention, Tokens
@@ -37,6 +39,7 @@ class Generations(list[Generation]):
 class _Row:
     """What one prompt has produced so far."""
 
+    index: int
     prompt: Prompt
     noise: torch.Generator
     ids: list[int] = field(default_factory=list)
@@ -124,9 +127,9 @@ class _Loop:
     def batch(self, prompts: list[Prompt], offset: int) -> list[_Row]:
         """Generate for one batch; `offset` is the first prompt's place in the whole call."""
         tokens = self.model.tokens(prompts, room=self.max_new_tokens)
-        rows = [_Row(p, self._generator(offset + i)) for i, p in enumerate(prompts)]
+        rows = [_Row(offset + i, p, self._generator(offset + i)) for i, p in enumerate(prompts)]
         edits = [edit.for_rows(offset, len(prompts)) for edit in self.edits]
-        session = self.model.session(tokens, edits, ())
+        session = self.model.session(tokens, edits, recorded(edits, self.model.n_layers))
         with session.attached(), gradients_off(self.model):
             self._run(tokens, rows, session)
         self._saw_generated = self._saw_generated or session.saw_generated
@@ -142,9 +145,12 @@ class _Loop:
     def _run(self, tokens: Tokens, rows: list[_Row], session: Session) -> None:
         live = list(range(len(rows)))
         state = _State(self.model, tokens, self.use_cache)
+        driven = driver(session, state, tokens, self.decoder)
         for step in range(self.max_new_tokens):
-            logits = state.forward(session)
+            logits = driven.forward() if driven else state.forward(session)
             chosen = self._choose(logits, [rows[i] for i in live])
+            if driven:
+                driven.took(logits, chosen)
             if self.on_token:
                 self.on_token(step, list(live), chosen.tolist())
             left = [k for k, i in enumerate(live) if self._goes_on(rows[i])]
@@ -154,6 +160,8 @@ class _Loop:
             if len(left) < len(chosen):
                 state.keep(left)
                 session.keep(left)
+                if driven:
+                    driven.keep(left)
                 chosen = chosen[left]
             state.append(chosen)
 
@@ -179,6 +187,48 @@ class _Loop:
         size = logits.shape[-1]
         drawn = [torch.empty(size).exponential_(generator=row.noise) for row in rows]
         return torch.stack(drawn).to(logits.device)
+
+
+def replay(
+    model: Model,
+    prompts: list[Prompt],
+    completions: Sequence[Sequence[int]],
+    edits: list[Intervention],
+    batch_size: int | None = None,
+) -> list[Tensor]:
+    """Per prompt, log-probabilities in nats `[generated, vocab]` at each position of its completion,
+    which is forced on the loop token by token: what step-by-step edits decide is decided again.
+    """
+    longest = max(1, *map(len, completions), 1)
+    loop = _Replay(model, edits, Greedy(), longest, 0, (), True, None)
+    loop.forced = completions
+    size = batch_size or model.fitting_batch(prompts, longest)
+    for start in range(0, len(prompts), size):
+        loop.batch(prompts[start : start + size], start)
+    empty = torch.zeros(0, model.dims.n_vocab)
+    return [torch.stack(loop.lines[i]) if i in loop.lines else empty for i in range(len(prompts))]
+
+
+class _Replay(_Loop):
+    """The same loop over tokens that are given."""
+
+    forced: Sequence[Sequence[int]] = ()
+
+    def __init__(self, *settings: Any):
+        super().__init__(*settings)
+        self.lines: dict[int, list[Tensor]] = {}
+
+    def _choose(self, logits: Tensor, rows: list[_Row]) -> Tensor:
+        logprobs = logits.log_softmax(-1).cpu()
+        for row, line in zip(rows, logprobs, strict=True):
+            given = self.forced[row.index]
+            if given:
+                self.lines.setdefault(row.index, []).append(usable(line.clone()))
+            row.ids.append(given[len(row.ids)] if given else 0)
+        return torch.tensor([row.ids[-1] for row in rows], device=logits.device)
+
+    def _goes_on(self, row: _Row) -> bool:
+        return len(row.ids) < len(self.forced[row.index])
 
 
 def _check(stop: tuple[str, ...], edits: list[Intervention]) -> None:
@@ -211,20 +261,27 @@ class _State:
 
     def forward(self, session: Session) -> Tensor:
         """Next-token logits `[batch, vocab]` in fp32 from the tokens not yet in the cache."""
-        ids, positions = self.ids, self.positions
+        self.enter(session)
+        step = self.read(self.cache)
+        self.cache = step.cache
+        return step.logits[:, -1].float()
+
+    def enter(self, session: Session) -> None:
+        """Tell the edits which tokens come next."""
         if not self.use_cache:
             session.frame.forget()
-        session.advance(ids, positions, padded=self.pads and ids.shape[1] > 1)
-        step = self.model.backend.forward(
-            ids,
+        session.advance(self.ids, self.positions, padded=self.pads and self.ids.shape[1] > 1)
+
+    def read(self, cache: Any) -> Step:
+        """One forward over the tokens not yet in `cache`."""
+        return self.model.backend.forward(
+            self.ids,
             mask=self.mask.long() if self.pads else None,
-            positions=positions.clamp(min=0) if self.pads else None,
-            cache=self.cache,
+            positions=self.positions.clamp(min=0) if self.pads else None,
+            cache=cache,
             use_cache=self.use_cache,
             keep=1,
         )
-        self.cache = step.cache
-        return step.logits[:, -1].float()
 
     def append(self, chosen: Tensor) -> None:
         """Add one token per row."""

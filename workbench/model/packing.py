@@ -17,6 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from workbench import registry
 from workbench.model.model import Model
 from workbench.shapes import Bool, Int
 from workbench.sites import parse_all
@@ -109,6 +110,9 @@ def why_not(model: Model, edits: Iterable[Intervention]) -> str:
         joins = [s for s in parse_all(edit.sites, model.n_layers) if s.axes[-2:] == ("q", "k")]
         if joins and edit.operation != "score_bias":
             return f"edit {edit.label!r} at {joins[0]} could join branches"
+        rule = registry.get("rules", str(edit.params["rule"])) if "rule" in edit.params else None
+        if getattr(rule, "around", False):
+            return f"edit {edit.label!r} looks at the tokens around, each branch at its own"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,13 @@ class Frame:
 
     Kept as it comes and looked at, on the CPU, only when asked: most edits cover every position. In a
     packed row `visible` says which columns each column sees; elsewhere it is None, and they see what
-    is before them.
+    is before them. `backend` is what runs this forward, for edits that run another one.
     """
 
     def __init__(self, prompt_lengths: Sequence[int], bos_id: int | None, encode: Encode):
         self.bos_id, self.encode = bos_id, encode
         self.visible: Bool[Tensor, "q k"] | None = None
+        self.backend: Any = None
         self._lengths = list(prompt_lengths)
         self._past: list[Columns] = []
         self._now: Columns = (_NONE, None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench import sites
+from workbench.errors import EditError
 from workbench.model import edits as bound_edits
 from workbench.model.backends.base import Backend, Tap
 from workbench.model.backends.turn import turn
@@ -34,11 +35,13 @@ class Session:
         encode: Encode,
     ):
         self.frame = Frame(tokens.prompt_lengths, bos_id, encode)
+        self.frame.backend = backend
         self.values: dict[str, Tensor] = {}
         self.bound = bound_edits.bind(
             edits, lambda text: sites.parse(text, dims.n_layers), dims, model, len(tokens)
         )
         self._dropped_generated = False
+        self.driven = not any(edit.stepwise for edit in self.bound)
         self._backend = backend
         recorded = sites.parse_all(list(record), dims.n_layers)
         for site in recorded:
@@ -56,6 +59,8 @@ class Session:
     def advance(self, ids: Tensor, positions: Tensor | None, *, padded: bool = True) -> None:
         """Tell the edits which tokens the next forward reads, see `Frame.advance`."""
         self.frame.advance(ids, positions, padded=padded)
+        if not self.driven and self.frame.generated:
+            raise _undriven(self.bound)
 
     @property
     def saw_generated(self) -> bool:
@@ -86,6 +91,9 @@ class Session:
             )
         for site in record:
             places.setdefault(site.base, []).append(_recorder(site, self.values, self.frame))
+        for edit in self.bound:
+            for text, site in edit.reads.items():
+                places.setdefault(site, []).append(_reader(text, site, edit.seen))
         return [
             Tap(site, _chain(fns), site in written)
             for site, fns in sorted(places.items(), key=lambda item: item[0].depth)
@@ -103,6 +111,28 @@ def _recorder(site: Site, values: dict[str, Tensor], frame: Frame) -> Callable[[
         return h
 
     return keep
+
+
+def _reader(text: str, site: Site, seen: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """Shows a value to the rule of an edit that stands further on in the same forward."""
+    copied = site.part in ("q", "k", "v")  # as in `_recorder`
+
+    def show(h: Tensor) -> Tensor:
+        seen[text] = h.clone() if copied else h
+        return h
+
+    return show
+
+
+def _undriven(bound: Iterable[bound_edits.BoundEdit]) -> EditError:
+    (name, *_) = [edit.edit.label for edit in bound if edit.stepwise]
+    return EditError(
+        f"edit {name!r}",
+        "decides anew at every generated token, which one forward over finished text cannot do",
+        expected="model.generate, or a prompt without a continuation",
+        got="generated tokens in one forward",
+        do="use model.generate, which calls it step by step",
+    )
 
 
 def _selected(h: Tensor, site: Site, frame: Frame) -> Tensor:

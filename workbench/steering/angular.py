@@ -154,7 +154,7 @@ def _shared_plane(directions: dict[str, Vector]) -> Plane:
     order = sorted(directions, key=lambda s: parse(s, 10**6)[0].depth)
     stacked = torch.stack([directions[s] for s in order])
     b1 = stacked[int((stacked @ stacked.mT).mean(1).argmax())]
-    return _plane("all sites", b1, first_component(stacked, centred=True), stacked[-1:])
+    return _plane("all sites", b1, first_component(stacked, centred=True), stacked.flip(0))
 
 
 def _own_plane(

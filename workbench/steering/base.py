@@ -55,7 +55,7 @@ class SteeringMethod(ABC):
 def sites_of(
     contrast: Contrast, method: str, paired: bool = False
 ) -> Iterator[tuple[str, Rows, Rows]]:
-    """Every site with its positive and negative rows, after checking that they can be fitted.
+    """Every site with its positive and negative rows, on the CPU, after checking that they can be fitted.
 
     Raises:
         WorkbenchError: no site, an empty class, a NaN or infinite value, rows that are not paired
@@ -79,8 +79,29 @@ def sites_of(
             do="make the prompts with workbench.prompts.pairs, or use a method without pairs",
         )
     for site, positive in contrast.positive.items():
-        _check_rows(f"{where} at {site}", positive, contrast.negative[site])
-        yield site, positive, contrast.negative[site]
+        rows = positive.detach().cpu(), contrast.negative[site].detach().cpu()
+        _check_rows(f"{where} at {site}", *rows)
+        yield site, *rows
+
+
+def check_read_again(where: str, read: Tensor, recorded: Rows) -> None:
+    """Refuse rows, read anew without any edit, that are not those of the contrast.
+
+    Another pool gives other rows. Other batches give other rounding, in half precision up to a few
+    hundredths of the rows' spread.
+    """
+    same = read.shape == recorded.shape
+    if same and float((read.double() - recorded.double()).square().mean().sqrt()) <= 0.1 * float(
+        recorded.double().std(correction=0)
+    ):
+        return
+    raise WorkbenchError(
+        where,
+        "rows read again are not the rows of the contrast",
+        expected="rows of the last position, recorded without edits",
+        got="other values" if same else f"{tuple(read.shape)}, not {tuple(recorded.shape)}",
+        do="leave pool at its default; sequential=False takes rows of any pool",
+    )
 
 
 def _check_rows(where: str, positive: Rows, negative: Float[Tensor, "other d"]) -> None:

@@ -31,7 +31,7 @@ from workbench.errors import WorkbenchError
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Rows, Tensor
 from workbench.sites import parse
-from workbench.steering.base import Need, SteeringMethod, sites_of
+from workbench.steering.base import Need, SteeringMethod, check_read_again, sites_of
 from workbench.tensors import Contrast, Intervention
 
 Read = Callable[..., Mapping[str, Tensor]]
@@ -105,7 +105,8 @@ class LinearAct(SteeringMethod):
             lower = [self._edit(contrast, dict(found))] if found else []
             moved = rows(sources, [site], edits=lower, pool=self.pool)[site]
             if not found:
-                _same_pool(site, moved, contrast.negative[site])
+                where = f"LinearAct(sequential=True).fit at {site}"
+                check_read_again(where, moved, contrast.negative[site])
             found[site] = self._line(contrast.positive[site], moved)
         return found
 
@@ -132,17 +133,3 @@ def _quantiles(rows: Rows, n: int) -> Float[Tensor, "n d"]:
     )
     low, high = at.floor().long(), at.ceil().long()
     return torch.lerp(ordered[low], ordered[high], (at - low)[:, None])
-
-
-def _same_pool(site: str, read: Tensor, recorded: Tensor) -> None:
-    if read.shape == recorded.shape and torch.allclose(
-        read.double(), recorded.double(), rtol=1e-2, atol=1e-2 * float(recorded.double().std())
-    ):
-        return
-    raise WorkbenchError(
-        f"LinearAct(sequential=True).fit at {site}",
-        "rows read again are not the rows of the contrast",
-        expected="rows of the last position",
-        got=f"shape {tuple(recorded.shape)} against {tuple(read.shape)} read again",
-        do="leave pool at its default, with sequential=False take any",
-    )

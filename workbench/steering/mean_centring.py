@@ -77,7 +77,7 @@ class MeanCentring(SteeringMethod):
 def _corpus_rows(corpus: Mapping[str, Tensor], site: str, positive: Rows) -> Tensor:
     if site not in corpus:
         raise unknown("MeanCentring.fit(corpus)", "site", site, corpus)
-    rows = corpus[site]
+    rows = corpus[site].detach().cpu()
     wide = rows.dim() == 2 and rows.shape[1] == positive.shape[1]
     if wide and len(rows) and bool(torch.isfinite(rows).all()):
         return rows
@@ -85,7 +85,7 @@ def _corpus_rows(corpus: Mapping[str, Tensor], site: str, positive: Rows) -> Ten
         f"MeanCentring.fit(corpus) at {site}",
         "cannot be averaged",
         expected=f"at least one finite row of width {positive.shape[1]}",
-        got=f"shape {tuple(rows.shape)}" + (", with NaN or infinite values" if wide else ""),
+        got=f"shape {tuple(rows.shape)}" + (", NaN or infinite values" if wide and len(rows) else ""),
         do="record the corpus at the same sites as the classes",
     )
 

@@ -29,7 +29,7 @@ from workbench.linalg import mean_difference, unit
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Rows, Tensor, Vector
 from workbench.sites import parse
-from workbench.steering.base import Need, SteeringMethod, sites_of
+from workbench.steering.base import Need, SteeringMethod, check_read_again, sites_of
 from workbench.tensors import Contrast, Intervention, finite
 
 ReadRows = Callable[..., Mapping[str, Rows]]
@@ -77,7 +77,7 @@ class Pid(SteeringMethod):
         """The control at every recorded site, in depth order; a site whose control is 0 is left out.
 
         Raises:
-            WorkbenchError: gains that are not finite, rows that cannot be fitted, or a closed loop
+            WorkbenchError: gains that are not finite or are all 0, rows that cannot be fitted, or a closed loop
                 without prompts, or with rows read elsewhere than at the last position.
         """
         self._check(contrast, rows)
@@ -97,6 +97,14 @@ class Pid(SteeringMethod):
     def _check(self, contrast: Contrast, rows: ReadRows | None) -> None:
         for name in ("kp", "ki", "kd"):
             finite(f"Pid({name})", float(getattr(self, name)))
+        if not (self.kp or self.ki or self.kd):
+            raise WorkbenchError(
+                "Pid(kp=0, ki=0, kd=0)",
+                "controls nothing",
+                expected="at least one gain other than 0",
+                got="0 for all three",
+                do="leave a gain at its default; strength 0 is no edit",
+            )
         if self.injector not in ("add", "ablate"):
             raise unknown("Pid(injector)", "injector", self.injector, ("add", "ablate"))
         if self.sequential and (rows is None or contrast.prompts is None):
@@ -147,15 +155,7 @@ class Pid(SteeringMethod):
             edit = self._edit(contrast, dict(below), [])
             return rows(contrast.prompts[1], [site], edits=[edit])[site]
         read = rows(contrast.prompts[1], [site])[site]
-        known = contrast.negative[site]
-        if read.shape != known.shape or not torch.allclose(read, known, rtol=1e-2, atol=1e-3):
-            raise WorkbenchError(
-                f"Pid.fit at {site}",
-                "the rows are not what the model holds at the last position",
-                expected="rows read with pool='last', without edits",
-                got="other values",
-                do="record with pool='last', or use Pid(sequential=False)",
-            )
+        check_read_again(f"Pid.fit at {site}", read, contrast.negative[site])
         return read
 
 

@@ -11,7 +11,7 @@ Source: Shen, Sun, Shi, Zhang and Xu (2025), Balancing Stylization and Truth via
     Representation Steering, https://arxiv.org/abs/2508.04530.
 Differs from the paper: gamma is a constant of each subspace and kappa = (mean(a+) - a) . v is linear in
     a, so that the whole is one affine edit and needs no pass of its own. Our reading: d in g is the
-    head's width; the cap bounds g gamma, so that at s <= cap no coordinate passes its target. Singular
+    head's width; the cap bounds g gamma, so that at s <= 1 / cap no coordinate passes its target. Singular
     values below `tolerance` times the largest are dropped: behind the rank of D_t P they are
     arbitrary vectors, which need not be orthogonal to style. The paper computes the edit from the
     unsteered last token and adds it at all positions; here each position moves by its own

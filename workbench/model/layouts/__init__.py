@@ -59,6 +59,7 @@ def dims(config: object) -> Dims:
         n_experts=get("num_local_experts", "num_experts", "n_routed_experts"),
         n_vocab=get("vocab_size"),
         n_context=get("max_position_embeddings", "n_positions"),
+        n_routed=get("num_experts_per_tok", "num_experts_per_token"),
     )
 
 

@@ -14,7 +14,8 @@ Via = Literal["hook", "resid_mid", "attention", "router", "experts"]
 
 @dataclass(frozen=True)
 class Dims:
-    """Sizes read off a configuration. `d_mlp` is the dense MLP's width, `n_experts` 0 without MoE."""
+    """Sizes read off a configuration. `d_mlp` is the dense MLP's width, `n_experts` 0 without MoE,
+    `n_routed` how many of them read a token."""
 
     n_layers: int
     d_model: int
@@ -25,6 +26,7 @@ class Dims:
     n_experts: int
     n_vocab: int
     n_context: int
+    n_routed: int = 0
 
 
 @dataclass(frozen=True)
