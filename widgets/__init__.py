@@ -13,6 +13,7 @@ _HOMES = {
     "LiveEdit": "live_edit",
     "RolloutBoard": "rollout_board",
     "SweepExplorer": "sweep_explorer",
+    "SteeringLab": "steering_lab",
     "LensGrid": "lens_grid",
     "TokenStrip": "token_strip",
     "AttentionView": "attention_view",

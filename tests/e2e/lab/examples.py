@@ -14,4 +14,7 @@ WIDGETS = {
     "name='push'), layers=[1, 3], strengths=[1, 2], max_new_tokens=4)",
     "RolloutBoard": "widgets.RolloutBoard(model, prompts, [wb.Arm('steered', [push])], seeds=(0, 1), "
     "max_new_tokens=4)",
+    "SteeringLab": "widgets.SteeringLab(model, wb.tasks.make('locked', n=16, seed=1), "
+    "['mean_difference', 'ace'], layers=[1, 3], strengths=[-2, 2], prompts=prompts, max_new_tokens=4)"
+    ".train().choose('ace', 3, 2)",
 }
