@@ -16,6 +16,7 @@ from tests.contract.fakes import FakeDictionary, fake_dictionary
 from workbench import registry, steering
 from workbench.activations.record import record
 from workbench.errors import UnknownName, WorkbenchError
+from workbench.interventions import random_control
 from workbench.operations import Context, operation
 from workbench.steering import conceptor as logic
 from workbench.tensors import Contrast, Intervention
@@ -85,6 +86,12 @@ def test_a_corpus_replaces_the_negative_class() -> None:
     method = steering.MeanCentring()
     first, second = (method.fit(c, corpus=corpus) for c in (contrast, other))
     assert torch.equal(shift(first), shift(second))
+
+
+def test_an_empty_corpus_is_not_said_to_hold_nan() -> None:
+    with pytest.raises(WorkbenchError) as error:
+        steering.MeanCentring().fit(planted(), corpus={SITE: torch.ones(0, D)})
+    assert "(0, 16)" in str(error.value) and "NaN" not in str(error.value)
 
 
 def test_a_corpus_takes_the_shared_offset_out() -> None:
@@ -312,6 +319,20 @@ def test_iti_holds_out_both_rows_of_a_pair() -> None:
     assert not torch.equal(*apart)
 
 
+def test_heads_of_equal_score_go_to_the_lowest_layer_however_they_are_recorded() -> None:
+    contrast = headed()
+    for positive, negative in zip(
+        contrast.positive.values(), contrast.negative.values(), strict=True
+    ):
+        positive += 50 - negative  # every head of every layer knows, and tells all rows apart
+        negative -= negative.round()
+    back = {s: dict(reversed(getattr(contrast, s).items())) for s in ("positive", "negative")}
+    for one in (contrast, replace(contrast, **back)):
+        edit = steering.Iti(n_heads=5).fit(one, dims=HEADS)
+        assert set(edit.params["held_out_accuracy"].values()) == {1.0}
+        assert edit.sites == (*(f"L0.z[head={i}]" for i in range(4)), "L1.z[head=0]")
+
+
 def test_iti_leaves_out_a_head_that_is_off() -> None:
     contrast = headed()
     for side in (contrast.positive, contrast.negative):
@@ -417,6 +438,22 @@ def test_the_shared_plane_is_that_of_the_directions() -> None:
     assert float(gaps[-1].double() @ b2) > 0
 
 
+def test_a_plane_does_not_need_its_last_site_to_lie_beside_b1() -> None:
+    """The last site may be the one most like the others; then the one before it gives b2 its side."""
+    contrast = several()
+    order = [f"L{i}.resid_post" for i in (0, 3, 1, 2)]
+    names = [f"L{i}.resid_post" for i in range(4)]
+    moved = {
+        side: {name: getattr(contrast, side)[old] for name, old in zip(names, order, strict=True)}
+        for side in ("positive", "negative")
+    }
+    edit = steering.Angular().fit(replace(contrast, **moved))
+    b1, b2 = planes(edit)[0]
+    gaps = [(moved["positive"][s] - moved["negative"][s]).mean(0) for s in names]
+    assert cosine(gaps[-1], b1) > 0.999999
+    assert float(gaps[-2].double() @ b2) > 0.1
+
+
 def test_b2_is_the_centred_component_of_the_directions() -> None:
     """Uncentred, the first component is nearly the mean direction and says little about the drift."""
     from sklearn.decomposition import PCA
@@ -431,7 +468,9 @@ def test_b2_is_the_centred_component_of_the_directions() -> None:
     )
     b1, b2 = planes(steering.Angular().fit(contrast))[0]
     directions = nn.functional.normalize(gaps.double(), dim=1)
-    first = torch.from_numpy(PCA(1).fit(directions.numpy()).components_[0])
+    components = PCA(1).fit(directions.numpy()).components_
+    assert components is not None
+    first = torch.from_numpy(components[0])
     assert abs(cosine(first - (first @ b1) * b1, b2)) > 0.9999
     plain = torch.linalg.svd(directions).Vh[0]
     assert abs(cosine(plain - (plain @ b1) * b1, b2)) < 0.99
@@ -487,6 +526,14 @@ def test_turning_by_the_angle_that_is_missing_reaches_the_target() -> None:
         missing = 60.0 - float(torch.rad2deg(torch.atan2(h @ b2, h @ b1)))
         turned = applied(relative.at(missing), h[None, None])
         torch.testing.assert_close(turned, applied(absolute, h[None, None]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_target_angle_survives_large_activations_in_half_precision() -> None:
+    """Beyond 256, the square of a float16 is infinite."""
+    edit = steering.Angular(target=90.0).fit(several())
+    b1, b2 = planes(edit)[0]
+    turned = applied(edit, (3000 * b1).half()[None])
+    assert cosine(turned[0], b2) > 0.99 and turned.isfinite().all()
 
 
 def test_adaptive_turning_looks_at_the_side() -> None:
@@ -639,6 +686,17 @@ def test_and_not_takes_out_what_the_unwanted_class_spans() -> None:
         assert (float(kept[0, 0]) > left) == (edit is plain)
 
 
+@pytest.mark.parametrize("n", [5, 60])
+def test_and_not_is_the_conceptors_logic(n: int) -> None:
+    contrast, h = planted(n, n + 3), draws(89, 4, D).double()
+    options = {"aperture": 0.4, "relative": False, "without_negative": True}
+    both = (logic.conceptor(s[SITE], 0.4) for s in (contrast.positive, contrast.negative))
+    wanted, unwanted = both
+    c = logic.conjunction(wanted, logic.negation(unwanted))
+    edit = steering.Conceptor(**options).fit(contrast)
+    torch.testing.assert_close(applied(edit, h), h @ c, atol=1e-4, rtol=1e-4)
+
+
 def test_a_bad_conceptor_is_an_error() -> None:
     for bad in ({"aperture": 0}, {"beta": -1.0}, {"aperture": float("inf")}):
         with pytest.raises(WorkbenchError, match="above 0"):
@@ -691,6 +749,20 @@ def test_transport_moves_the_mean_and_matches_classes_of_two_sizes() -> None:
     torch.testing.assert_close(first["scale"], second["scale"])
 
 
+def test_the_random_control_of_a_transport_moves_its_source_as_far() -> None:
+    """`shift` alone is where 0 goes: with a large offset far further than any activation is moved."""
+    source = draws(93, 50, D) + 300 * draws(94, D)
+    slope = torch.linspace(0.2, 3, D)
+    target = (source - source.mean(0)) * slope + source.mean(0) + draws(95, D)
+    edit = steering.LinearAct().fit(contrast_of(target, source))
+    control = random_control(edit)
+    assert control is not None
+    moved, other = (applied(e, source) - source for e in (edit, control))
+    torch.testing.assert_close(other.mean(0).norm(), moved.mean(0).norm(), atol=1e-3, rtol=1e-3)
+    assert abs(cosine(other.mean(0), moved.mean(0))) < 0.9
+    assert 0.5 < float((other - other.mean(0)).norm() / (moved - moved.mean(0)).norm()) < 2
+
+
 def test_a_coordinate_without_spread_keeps_its_slope() -> None:
     contrast = planted()
     contrast.negative[SITE][:, 2] = 7.0
@@ -731,6 +803,23 @@ def test_sequential_transport_closes_the_loop() -> None:
         both = [e.tensors[site]["shift"] for e in edits.values()]
         assert torch.allclose(*both, atol=1e-6) == (site == first)
     assert len(others) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["linear_act", "pid"])
+def test_half_precision_is_not_taken_for_another_pool(name: str, dtype: torch.dtype) -> None:
+    """Rows read again stand in other batches, so that deep in the model their rounding differs."""
+    hf = tiny.module("llama", num_hidden_layers=8).to(dtype)
+    method = registry.get("steering", name)(sequential=True)
+    sides = wb.prompts.pairs(
+        positive=[f"sum this longer text {a}+{b}=" for a in range(1, 999, 111) for b in (5, 6789)],
+        negative=[f"say {a}+{b}=" for a in range(1, 999, 111) for b in (5, 6789)],
+    )
+    options = {"progress": False, "batch_size": 3}
+    model = wb.load(hf, tiny.tokenizer())
+    steering.fit(method, model, sides, "L7.resid_post", **options)
+    with pytest.raises(WorkbenchError, match="not the rows of the contrast"):
+        steering.fit(method, model, sides, "L7.resid_post", pool="mean", **options)
 
 
 def test_sequential_transport_needs_a_model_and_its_own_pool() -> None:
@@ -810,6 +899,15 @@ def test_modes_set_the_feature_in_the_code_and_keep_the_error(
         below = dictionary.encode(h)[:, 7] == 0
         bare = (h - dictionary.input_bias) @ dictionary.encoder[7] + dictionary.bias[7] > 0
         assert int((below & bare).sum()) > 0  # the threshold matters on these rows
+
+
+@pytest.mark.parametrize("by", ["mean_difference", "auroc"])
+def test_a_dictionary_in_training_can_be_read(by: str) -> None:
+    contrast, dictionary = coded()
+    for weight in (dictionary.encoder, dictionary.decoder, dictionary.bias):
+        weight.requires_grad_()
+    edit = steering.SaeFeature(by=by).fit(contrast, dictionary=dictionary)
+    assert not any(t.requires_grad for t in edit.tensors[SITE].values())
 
 
 def test_scale_at_minus_one_is_a_clamp_at_zero() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import workbench as wb
 from tests import tiny
 from workbench import steering
-from workbench.errors import EditDidNothing, PromptError, UnknownName, WorkbenchError
+from workbench.errors import EditDidNothing, EditError, PromptError, UnknownName, WorkbenchError
 from workbench.interventions import random_control
 from workbench.interventions.select_direction import select_direction
 from workbench.linalg import mean_difference
@@ -114,12 +114,11 @@ def test_act_add_adds_its_dose_at_the_first_positions_of_the_prompt_alone() -> N
 
 
 def test_act_add_pads_the_shorter_text_with_spaces() -> None:
-    own, by_hand = (fit("act_add", one_pair("sum", text), SITE) for text in ("say so", "say so"))
-    padded = fit("act_add", one_pair("sum   ", "say so"), SITE)
-    assert own.sites == padded.sites == by_hand.sites
+    own, by_hand = (fit("act_add", one_pair(text, "say so"), SITE) for text in ("sum", "sum   "))
+    assert own.sites == by_hand.sites
     for site in own.sites:
-        torch.testing.assert_close(own.tensors[site]["shift"], padded.tensors[site]["shift"])
-    with pytest.raises(WorkbenchError, match="spaces do not make.*7 tokens with up to 2 spaces"):
+        torch.testing.assert_close(own.tensors[site]["shift"], by_hand.tensors[site]["shift"])
+    with pytest.raises(WorkbenchError, match="spaces do not make.*6 tokens with up to 2 spaces"):
         fit(ActAdd(spaces=2), one_pair("sum", "say so"), SITE)
 
 
@@ -142,12 +141,12 @@ def test_act_add_refuses_what_it_cannot_read() -> None:
         fit("act_add", one_pair("ab", "ab"), SITE)
     rows = planted((SITE,))
     with pytest.raises(WorkbenchError, match="rows alone"):
-        ActAdd().fit(rows, run=llama().run)
+        ActAdd().fit(rows, run=llama().run, encode=list)
     chat = tuple(
         (wb.Prompt(messages=({"role": "user", "content": text},)),) for text in ("ab", "cd")
     )
     with pytest.raises(WorkbenchError, match="chat prompt"):
-        ActAdd().fit(replace(rows, prompts=chat), run=llama().run)
+        ActAdd().fit(replace(rows, prompts=chat), run=llama().run, encode=list)
 
 
 # --- PID ------------------------------------------------------------------------------------------
@@ -259,6 +258,8 @@ def test_pid_refuses_what_it_cannot_use() -> None:
         Pid().fit(planted())
     with pytest.raises(WorkbenchError, match="Pid\\(kp\\).*not finite"):
         Pid(kp=float("nan"), sequential=False).fit(planted())
+    with pytest.raises(WorkbenchError, match="controls nothing"):
+        Pid(kp=0, ki=0, kd=0, sequential=False).fit(planted())
     with pytest.raises(WorkbenchError, match="last position"):
         fit(Pid(), pairs(), pool="mean")
 
@@ -417,10 +418,12 @@ def test_component_indices_survive_half_precision() -> None:
 
 
 def test_ode_walks_up_on_held_out_rows_and_a_random_walk_does_not() -> None:
-    edit = walk(path=2.0)
+    whole = planted((ODE_SITE,))
+    half = {s: {ODE_SITE: getattr(whole, s)[ODE_SITE][::2]} for s in ("positive", "negative")}
+    edit = OdeSteer(path=2.0, components=400).fit(replace(whole, **half))
     control_edit = random_control(edit)
     assert control_edit is not None
-    rows = planted((ODE_SITE,)).negative[ODE_SITE].double()
+    rows = whole.negative[ODE_SITE][1::2].double()
     start = barrier(rows, edit.tensors[ODE_SITE], edit.params).mean()
     ends = [
         barrier(applied(one, ODE_SITE, rows), edit.tensors[ODE_SITE], edit.params).mean()
@@ -709,6 +712,12 @@ def test_only_the_last_prompt_position_is_replaced() -> None:
     assert torch.equal(before[:-1], after[:-1])
 
 
+def test_a_task_is_not_calibrated_past_its_state() -> None:
+    edit = TaskVector().fit(states("abc 5=", site="L1.resid_post"))
+    with pytest.raises(EditError, match="strength ends at 1"):
+        wb.calibrate(edit, llama(), "12+3=", 50.0, n_tokens=2, progress=False)
+
+
 def test_several_separators_get_the_state() -> None:
     sides = wb.prompts.classes(positive=["a=b c=", "d=e f="], negative=["c=", "f="])
     edit = fit(TaskVector(separator="="), sides, "L1.resid_post")
@@ -795,5 +804,8 @@ def test_select_direction_refuses_what_it_cannot_judge() -> None:
         select_direction(reasoner(), many, [10**6], progress=False)
     with pytest.raises(WorkbenchError, match="not a share"):
         select_direction(reasoner(), many, "#no", drop_layers=1, progress=False)
+    for n in (0, -2):
+        with pytest.raises(WorkbenchError, match="no number of tokens"):
+            select_direction(reasoner(), many, "#no", positions=n, progress=False)
     with pytest.raises(PromptError, match="shorter than the positions"):
         select_direction(reasoner(), many, "#no", positions=200, progress=False)

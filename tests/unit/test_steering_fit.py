@@ -13,6 +13,7 @@ import workbench as wb
 from tests import tiny
 from workbench import steering
 from workbench.errors import PromptError, UnknownName, WorkbenchError
+from workbench.interventions.fit import warn_of_swapped_labels
 from workbench.records import Prompt, Prompts
 from workbench.steering.base import SteeringMethod
 from workbench.tensors import Contrast, Intervention
@@ -143,7 +144,7 @@ def test_labels_swapped_in_one_half_are_warned_of(reasoner: wb.Model, carries: P
         for p, keep in zip(carries, half, strict=True)
     )
     mixed = Prompts(sorted(mixed, key=lambda p: not p.label))
-    with pytest.warns(UserWarning, match="the other half"):
+    with pytest.warns(UserWarning, match="the wrong way round"):
         steering.fit("mean_difference", reasoner, mixed, "L3.resid_post", progress=False)
 
 
@@ -174,6 +175,15 @@ def test_nan_activations_are_refused() -> None:
     broken = wb.load(hf, tiny.tokenizer(), proof=False)
     with pytest.raises(WorkbenchError, match="NaN or infinite"):
         steering.fit("mean_difference", broken, few(), SITE, progress=False)
+
+
+def test_nan_in_one_class_is_not_taken_for_swapped_labels(reasoner: wb.Model) -> None:
+    prompts = [Prompt(f"{i}+1=", label=side) for side in (True, False) for i in range(30)]
+    contrast = reasoner.record(prompts, SITE, progress=False).contrast()
+    contrast.negative[SITE][3] = float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_swapped_labels(steering.MeanDifference(), contrast)
 
 
 def test_recording_to_a_folder_takes_prompts_alone(tmp_path) -> None:

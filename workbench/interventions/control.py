@@ -48,6 +48,19 @@ def random_control(edit: Intervention, seed: int = 0) -> Intervention | None:
 
 
 def _turned(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor] | None:
+    """Drawn at random; for a line in each coordinate, about the point that it was fitted around.
+
+    Its `shift` alone says how far 0 moves, which may be far more than any activation does.
+    """
+    if "centre" not in tensors:
+        return _turned_about_zero(tensors, seed)
+    centre = tensors["centre"]
+    moved = {**tensors, "shift": tensors["shift"] + tensors["scale"] * centre}
+    out = _turned_about_zero(moved, seed)
+    return out and {**out, "shift": out["shift"] - out["scale"] * centre}
+
+
+def _turned_about_zero(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor] | None:
     wide = {k: t for k, t in tensors.items() if t.dim() and t.shape[-1] > 1}
     vectors = {k: t for k, t in wide.items() if k in WRITES and t.dim() in (1, 2)}
     units = {k: t for k, t in wide.items() if k in PER_UNIT and t.dim() == 1}

@@ -70,10 +70,10 @@ def fit(
     asked = as_prompts(prompts)
     chosen = _chosen(method, sites)
     options = {"batch_size": batch_size, "progress": progress}
-    read = partial(_contrast, model, asked, pool=pool or method.pool, **options)
+    read = partial(contrast_of, model, asked, pool=pool or method.pool, **options)
     contrast = read(chosen, positive=positive, negative=negative)
-    _warn_of_swapped_labels(method, contrast)
-    return method.fit(contrast, **_needed(method, model, handed, batch_size))
+    warn_of_swapped_labels(method, contrast)
+    return method.fit(contrast, **needed(method, model, handed, batch_size))
 
 
 def _chosen(method: SteeringMethod, sites: str | Iterable[str] | None) -> list[str]:
@@ -82,7 +82,7 @@ def _chosen(method: SteeringMethod, sites: str | Iterable[str] | None) -> list[s
     return [site for site in many if site]
 
 
-def _contrast(
+def contrast_of(
     model: Any,
     prompts: list[Prompt],
     sites: list[str],
@@ -107,7 +107,7 @@ def _ids(model: Any, text: str) -> list[int]:
     return model.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def _needed(
+def needed(
     method: SteeringMethod, model: Any, handed: dict[str, Any], batch_size: int | None
 ) -> dict[str, Any]:
     """What the method asked for, by keyword."""
@@ -153,7 +153,7 @@ def _rows(
     return dict(record(model, many, sites, pool, **options).values)
 
 
-def _warn_of_swapped_labels(method: SteeringMethod, contrast: Contrast) -> None:
+def warn_of_swapped_labels(method: SteeringMethod, contrast: Contrast) -> None:
     """Fit a mean difference on every other row and look at the sign on the rest.
 
     Said only where no site tells the halves apart: a layer may well not know the concept.
@@ -178,7 +178,8 @@ def _sign(
     positive: Rows, negative: Float[Tensor, "other d"], paired: bool
 ) -> tuple[float, bool] | None:
     """Share of held-out rows (pairs) on the right side, and whether that is certain."""
-    if min(len(positive), len(negative)) < 2 * ENOUGH_PAIRS or not positive.isfinite().all():
+    few = min(len(positive), len(negative)) < 2 * ENOUGH_PAIRS
+    if few or not (positive.isfinite().all() and negative.isfinite().all()):
         return None
     v = mean_difference(positive[::2], negative[::2])
     held = positive[1::2].double() @ v, negative[1::2].double() @ v

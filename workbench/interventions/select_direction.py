@@ -114,6 +114,8 @@ def select_direction(
     """
     if not 0 <= drop_layers < 1:
         raise _wrong("drop_layers is not a share", "0 up to 1", drop_layers, "leave some layers")
+    if positions is not None and positions < 1:
+        raise _wrong("positions is no number of tokens", "1 or more", positions, "leave it at None")
     asked = as_prompts(prompts)
     sides = [_split(asked, label) for label in (positive, negative)]
     judge = _Judge(model, sides[0][1], sides[1][1], _tokens(model, refusal), batch_size)

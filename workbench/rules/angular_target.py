@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Tensor
 
@@ -37,7 +39,7 @@ class AngularTarget:
     ) -> Float[Tensor, "*batch d"]:
         """From where `h` stands in the plane to the target angle at the same length."""
         x, y = (h @ tensors["b1"])[..., None], (h @ tensors["b2"])[..., None]
-        length, angle = (x.square() + y.square()).sqrt(), math.radians(params["degrees"])
+        length, angle = torch.hypot(x, y), math.radians(params["degrees"])
         along = length * math.cos(angle) - x
         across = length * math.sin(angle) - y
         change = along * tensors["b1"] + across * tensors["b2"]

@@ -10,8 +10,8 @@ Source: Turner, Thiergart, Leech, Udell, Vazquez, Mini and MacDiarmid (2023), St
 Differs from the paper: the paper adds at one layer it names (6 of 48 in GPT-2 XL, coefficient 5 to
     15); here the sites are the caller's, and by default every block's input. The paper has one pair;
     of several pairs this takes the mean of their differences at each position, where a pair that
-    has ended counts as zero. Position 0 holds the same token in both prompts, so that its
-    difference is exactly 0 and it is left out, as is any other position without a difference.
+    has ended counts as zero. A position without a difference is left out, such as position 0
+    where both prompts begin with the tokenizer's own token.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from workbench.steering.base import SteeringMethod
 from workbench.tensors import Contrast, Intervention, Trace
 
 Run = Callable[..., Trace]
+Encode = Callable[[str], list[int]]
 
 
 @register(
@@ -53,10 +54,10 @@ class ActAdd(SteeringMethod):
 
     spaces: int = 64
 
-    needs: ClassVar = ("run",)
+    needs: ClassVar = ("run", "encode")
     sites: ClassVar[str] = "L*.resid_pre"
 
-    def fit(self, contrast: Contrast, *, run: Run) -> Intervention:
+    def fit(self, contrast: Contrast, *, run: Run, encode: Encode) -> Intervention:
         """One vector per site and position; conditional, since a prompt may be shorter than the pair.
 
         Raises:
@@ -66,7 +67,7 @@ class ActAdd(SteeringMethod):
         """
         sites = _sites(contrast)
         pairs = _pairs(contrast)
-        found = [_difference(run, self._padded(run, *pair), sites) for pair in pairs]
+        found = [_difference(run, self._padded(encode, *pair), sites) for pair in pairs]
         tensors = {
             f"{site}[pos={i}]": {"shift": vector.float()}
             for site in sites
@@ -92,14 +93,14 @@ class ActAdd(SteeringMethod):
             conditional=True,
         )
 
-    def _padded(self, run: Run, positive: str, negative: str) -> tuple[str, str]:
+    def _padded(self, encode: Encode, positive: str, negative: str) -> tuple[str, str]:
         """Both texts with equally many tokens: the shorter one gets spaces behind it."""
-        lengths = _lengths(run, [positive, negative])
+        lengths = [len(encode(text)) for text in (positive, negative)]
         if lengths[0] == lengths[1]:
             return positive, negative
         short = positive if lengths[0] < lengths[1] else negative
         tries = [short + " " * n for n in range(1, self.spaces + 1)]
-        reached = _lengths(run, tries)
+        reached = [len(encode(text)) for text in tries]
         if max(lengths) not in reached:
             raise WorkbenchError(
                 "ActAdd.fit",
@@ -154,10 +155,6 @@ def _text(prompt: Prompt) -> str:
             do="write the rendered template as text",
         )
     return prompt.text + str(prompt.meta.get("completion", ""))
-
-
-def _lengths(run: Run, texts: list[str]) -> list[int]:
-    return run([Prompt(text) for text in texts]).tokens.lengths
 
 
 def _difference(run: Run, texts: tuple[str, str], sites: list[str]) -> dict[str, Any]:

@@ -18,11 +18,12 @@ Differs from the paper: the paper's angle is absolute, where 0 degrees is itself
     both norms' outputs of every layer; the default here is the first norm's, and
     `sites=["L*.attn_norm_out", "L*.mlp_norm_out"]` is the paper's. Its adaptive mode edits only where
     h . b1 > 0, a condition on the absolute form alone (`adaptive`, with `target`). Our reading: the
-    principal component is that of the centred directions, pointing to the last site's side. One site
-    has one direction; b2 is then the first principal component of its pair differences, or of the
-    deviations from the class means where rows are not paired. `shared=False` makes such a plane at
-    every site. A site whose classes have one mean (the first norm's output where both end in the same
-    token) gives no direction; the shared plane acts there all the same, as the paper's does.
+    principal component is that of the centred directions, pointing to the side of the last site that
+    has a part beside b1. One site has one direction; b2 is then the first principal component of its
+    pair differences, or of the deviations from the class means where rows are not paired.
+    `shared=False` makes such a plane at every site. A site whose classes have one mean (the first
+    norm's output where both end in the same token) gives no direction; the shared plane acts there
+    all the same, as the paper's does.
 """
 
 from __future__ import annotations

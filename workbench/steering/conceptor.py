@@ -104,8 +104,7 @@ class Conceptor(SteeringMethod):
         rms = float(torch.cat([positive, negative]).double().square().mean().sqrt())
         aperture = self.aperture / rms if self.relative else float(self.aperture)
         if self.without_negative:
-            both = conceptor(positive, aperture), conceptor(negative, aperture)
-            values, axes = _axes(conjunction(both[0], negation(both[1])))
+            values, axes = _of_rows_without(positive, negative, aperture)
         else:
             values, axes = _of_rows(positive, aperture)
         if not len(values):
@@ -165,6 +164,16 @@ def _of_rows(
     kept = found.S.greater(RANK_TOLERANCE * found.S[0])
     values = second_moments / (second_moments + aperture**-2)
     return values[kept], found.Vh[kept]
+
+
+def _of_rows_without(
+    rows: Rows, unwanted: Float[Tensor, "other d"], aperture: float | int
+) -> tuple[Float[Tensor, " rank"], Float[Tensor, "rank d"]]:
+    """The same of C AND NOT C_unwanted: its inverse on the span of C is C^-1 + aperture^2 R_unwanted."""
+    values, axes = _of_rows(rows, aperture)
+    seen = aperture * (unwanted.double() @ axes.mT) / len(unwanted) ** 0.5
+    inverse, turned = torch.linalg.eigh(torch.diag(1 / values) + seen.mT @ seen)
+    return 1 / inverse, turned.mT @ axes
 
 
 def _axes(c: Matrix) -> tuple[Float[Tensor, " rank"], Float[Tensor, "rank d"]]:

@@ -86,8 +86,8 @@ class Iti(SteeringMethod):
         """
         self._check()
         classes: dict[str, Classes] = {}
-        for site, positive, negative in sites_of(contrast, "Iti"):
-            classes |= dict(_heads(site, positive, negative, dims))
+        for found in sorted(sites_of(contrast, "Iti"), key=lambda one: _depth(one[0])):
+            classes |= dict(_heads(*found, dims))
         split = self._split(contrast, *next(iter(classes.values())))
         scores = {site: self._accuracy(pair, split) for site, pair in classes.items()}
         best = sorted(scores, key=lambda site: -scores[site])  # stable: ties in forward order
@@ -187,6 +187,10 @@ def _heads(
     halves = [rows.unflatten(1, (dims.n_heads, dims.d_head)) for rows in (positive, negative)]
     for head in range(dims.n_heads):
         yield f"{site}[head={head}]", (halves[0][:, head], halves[1][:, head])
+
+
+def _depth(text: str) -> tuple[int, int]:
+    return parse(text, 10**6)[0].depth
 
 
 def _differ(positive: Rows, negative: Float[Tensor, "other d"]) -> bool:

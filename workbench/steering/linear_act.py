@@ -7,7 +7,8 @@ Coordinate by coordinate, with both classes sorted, s the source (negative) and 
 
 Sorting pairs the classes as optimal transport in one dimension does; omega >= 0.
 
-Shapes: rows `[row, d]` per class and site; `scale` = omega - 1 and `shift` = beta, both `[d]`.
+Shapes: rows `[row, d]` per class and site; `scale` = omega - 1, `shift` = beta and `centre` =
+    mean(s), which the random control alone reads, all `[d]`.
 Units: strength is a, the fraction of the transport: a = 1 moves the negative class's means onto the
     positive class's.
 Source: Rodriguez, Blaas, Klein, Zappella, Apostoloff, Cuturi and Suau (2024), Controlling Language and
@@ -121,8 +122,9 @@ class LinearAct(SteeringMethod):
         spread = s.square().sum(0)
         fixed = spread <= 1e-18 * (n + source.double().square().sum(0))
         omega = torch.where(fixed, 1.0, (s * t).sum(0) / spread.where(~fixed, torch.ones(())))
-        beta = target.double().mean(0) - omega * source.double().mean(0)
-        return {"scale": (omega - 1).float(), "shift": beta.float()}
+        centre = source.double().mean(0)
+        beta = target.double().mean(0) - omega * centre
+        return {"scale": (omega - 1).float(), "shift": beta.float(), "centre": centre.float()}
 
 
 def _quantiles(rows: Rows, n: int) -> Float[Tensor, "n d"]:

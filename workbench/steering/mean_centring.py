@@ -85,7 +85,8 @@ def _corpus_rows(corpus: Mapping[str, Tensor], site: str, positive: Rows) -> Ten
         f"MeanCentring.fit(corpus) at {site}",
         "cannot be averaged",
         expected=f"at least one finite row of width {positive.shape[1]}",
-        got=f"shape {tuple(rows.shape)}" + (", NaN or infinite values" if wide and len(rows) else ""),
+        got=f"shape {tuple(rows.shape)}"
+        + (", NaN or infinite values" if wide and len(rows) else ""),
         do="record the corpus at the same sites as the classes",
     )
 

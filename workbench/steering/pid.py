@@ -22,8 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from workbench.errors import WorkbenchError, unknown
 from workbench.linalg import mean_difference, unit
 from workbench.registry import Citation, register
@@ -77,8 +75,8 @@ class Pid(SteeringMethod):
         """The control at every recorded site, in depth order; a site whose control is 0 is left out.
 
         Raises:
-            WorkbenchError: gains that are not finite or are all 0, rows that cannot be fitted, or a closed loop
-                without prompts, or with rows read elsewhere than at the last position.
+            WorkbenchError: gains that are not finite or are all 0, rows that cannot be fitted, or a
+                closed loop without prompts, or with rows read elsewhere than at the last position.
         """
         self._check(contrast, rows)
         data = {site: (p, n) for site, p, n in sites_of(contrast, "Pid")}

@@ -115,7 +115,9 @@ class SaeFeature(SteeringMethod):
         found = {site: (p, n) for site, p, n in sites_of(contrast, "SaeFeature") if site == at}
         if at not in found:
             raise unknown("SaeFeature.fit(dictionary)", "site", at, contrast.positive)
-        active = tuple(dictionary.encode(rows.float()).double() for rows in found[at])
+        device = dictionary.decoder.device
+        codes = (dictionary.encode(rows.float().to(device)) for rows in found[at])
+        active = tuple(code.detach().double().cpu() for code in codes)
         j = self._chosen(*active)
         largest = self._largest(j, torch.cat(active)[:, j])
         tensors = _weights(dictionary, j)
@@ -227,6 +229,6 @@ def _auroc(positive: Rows, negative: Float[Tensor, "other d"]) -> Vector:
     """Per feature, the chance that a positive row ranks above a negative one; ties count half."""
     from scipy.stats import rankdata
 
-    ranks = torch.from_numpy(rankdata(torch.cat([positive, negative]).cpu().numpy(), axis=0))
+    ranks = torch.from_numpy(rankdata(torch.cat([positive, negative]).numpy(), axis=0))
     n, m = len(positive), len(negative)
     return (ranks[:n].sum(0) - n * (n + 1) / 2) / (n * m)

@@ -6,8 +6,8 @@
 Shapes: rows `[row, d]` per class and site; v `[d]`.
 Units: strength s is the fraction of the way to the task's state: 1 replaces it.
 Source: Hendel, Geva and Globerson (2023), In-Context Learning Creates Task Vectors,
-    https://arxiv.org/abs/2310.15916. Injection at several separators (TaskV-M) is from
-    Understanding Task Vectors in In-Context Learning (code Yuxin-Dong/ICL-TaskVector).
+    https://arxiv.org/abs/2310.15916. Injection at several separators (TaskV-M): Dong, Jiang, Zhu and
+    Ning (2025), Understanding Task Vectors in In-Context Learning, https://arxiv.org/abs/2506.09048.
 Differs from the paper: the positive class is prompts with demonstrations, a query and the separator
     last; the negative class is prompts without demonstrations, which the paper does not need. Here
     it is only checked: two classes with one mean teach no task. The paper replaces at one layer,
@@ -72,7 +72,7 @@ class TaskVector(SteeringMethod):
             tensors,
             unit="fraction of the way to the task's state",
             scope=self._scope(encode),
-            params={"separator": self.separator},
+            params={"separator": self.separator, "max_strength": 1.0},
             model=contrast.model,
         )
 
