@@ -301,9 +301,9 @@ class Intervention:
 
     @property
     def is_addition(self) -> bool:
-        """Whether it adds one vector per site and does nothing else."""
+        """Whether it adds one vector per site and does nothing else, such as deciding when."""
         only_shifts = all(set(tensors) == {"shift"} for tensors in self.tensors.values())
-        return self.operation == "affine" and only_shifts
+        return self.operation == "affine" and only_shifts and "stepwise" not in self.params
 
     def __mul__(self, factor: Any) -> Intervention:
         """The same edit at `factor` times its strength."""
@@ -324,7 +324,7 @@ class Intervention:
         return self * -1.0
 
     def __add__(self, other: Any) -> Intervention:
-        """One addition that does both at their strengths; its own strength is 1.
+        """One addition that does both at their strengths; its own is 1, or 0 where both are 0.
 
         Raises:
             EditError: either does more than add, or they differ in sites, scope, unit, width or
@@ -363,7 +363,7 @@ def _sum(a: Intervention, b: Intervention) -> Intervention:
         a,
         method="custom",
         tensors=tensors,
-        strength=1.0,
+        strength=0.0 if a.is_zero and b.is_zero else 1.0,
         unit=SUM_UNIT,
         params={"terms": terms},
         model=a.model or b.model,

@@ -1,9 +1,9 @@
 """The carry of column addition, chosen by steering: the causal table of the method specifications.
 
 The reasoner writes `add 47 58?\\n7+8+0=15\\n4+5+1=10...`. Steered is the one position before the first
-carry; measured is the probability that the carry written next is 1. Prompts are held out from fitting. The difference is nearly as long as the
-activation itself (86 against 103 at block 1), so that one random direction of that length in twenty
-does flip carries at block 1; the control is therefore the mean over ten.
+carry; measured is the probability that the carry written next is 1. Prompts are held out from fitting.
+The difference is nearly as long as the activation itself (86 against 103 at block 1), so that one random
+direction of that length in twenty does flip carries at block 1; the control is therefore the mean of ten.
 """
 
 from __future__ import annotations

@@ -201,9 +201,11 @@ def test_sink_default_layers_follow_the_depth() -> None:
     assert SinkTrack()._chosen(6) == (2, 4)
     assert SinkTrack()._chosen(3) == (1,)
     assert SinkTrack(every=2)._chosen(5) == (2,)  # nobody reads position 0 after the last layer
+    with pytest.raises(WorkbenchError, match="every 0"):
+        SinkTrack(every=0)._chosen(12)
 
 
-@pytest.mark.parametrize("family", [f for f in tiny.DENSE if f != "olmoe"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_projections_are_those_of_the_layer(family: str) -> None:
     """Fed with the normed stream, they give the layer's own keys and values before any norm of keys."""
     model = tiny.model(family)
@@ -228,6 +230,20 @@ def test_own_keys_and_a_mask_give_back_the_layer_itself(family: str) -> None:
     torch.testing.assert_close(
         model.run(alone, [site], [conditional])[site], before, atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_queries_and_keys_are_normed_as_the_model_does(family: str) -> None:
+    """At position 0 nothing is rotated: their product is the layer's own score of 0 for itself."""
+    from workbench.rules.sink import _normed
+
+    model = tiny.model(family)
+    norms = fit(SinkTrack(normalise_info=True), model).tensors["L1.z[pos=0]"]
+    trace = model.run(ASKED[:1], ["L1.q", "L1.k", "L1.attn_scores"])
+    query, key = (_normed(trace[f"L1.{x}"], norms.get(f"{x}_norm"))[0, 0] for x in "qk")
+    found = (query * key.repeat_interleave(4 // len(key), 0)).sum(-1)
+    wanted = trace["L1.attn_scores"][0, :, 0, 0]
+    torch.testing.assert_close(found / found[0], wanted / wanted[0], atol=1e-3, rtol=1e-3)
 
 
 def test_position_zero_is_attention_over_the_whole_prompt(sink: Intervention) -> None:
@@ -431,7 +447,7 @@ def test_no_layer_gets_more_than_it_can_use() -> None:
         assert int((tensors["bias"] < 0).sum()) <= E - K
 
 
-def test_experts_of_a_model_are_switched(capsys: Any) -> None:
+def test_experts_of_a_model_are_switched() -> None:
     model = tiny.model("mixtral")
     edit = fit("steer_moe", model)
     site = edit.sites[0]

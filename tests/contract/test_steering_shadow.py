@@ -397,6 +397,12 @@ def test_the_middle_recorded_layer_is_edited_unless_one_is_named() -> None:
         fit(COLD(layer=7), model)
 
 
+@pytest.mark.parametrize("mode", ["jvp", "fd", "kernel"])
+def test_a_part_of_a_site_is_refused(mode: Any) -> None:
+    with pytest.raises(WorkbenchError, match=r"part of a site.*got L1.z\[head=1\]"):
+        fit(COLD(mode=mode), tiny.model(), "L1.z[head=1]")
+
+
 def test_its_random_control_has_parameters_of_the_same_norm() -> None:
     control = random_control(cold())
     assert control is not None
@@ -536,9 +542,12 @@ def test_a_block_of_unknown_writers_is_refused() -> None:
         inserted({"head.weight": torch.ones(2)}, 1)
 
 
-def test_a_block_that_stays_no_identity_is_refused() -> None:
-    """A writer under another name beside a known one."""
-    model = tiny.model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_that_stays_no_identity_is_refused(dtype: torch.dtype) -> None:
+    """A writer under another name beside a known one, even one that writes little."""
+    hf = tiny.module("llama")
+    hf.model.layers[0].mlp.down_proj.weight.data.mul_(0.03)
+    model = wb.load(hf.to(dtype), tiny.tokenizer(), proof=False)
     renamed = {
         n.replace("down_proj", "ending") if ".mlp." in n else n: p
         for n, p in model.hf.named_parameters()

@@ -104,6 +104,49 @@ def test_rows_do_not_know_of_each_other_even_when_one_ends(stepwise: Interventio
         )
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_rows_that_end_early_leave_the_others_what_they_decided(
+    stepwise: Intervention, family: str
+) -> None:
+    """Tokens are forced, so that rows end at known steps and no row is the same as another."""
+    draw = torch.Generator().manual_seed(1)
+    model = wb.load(deep(family), tiny.tokenizer())
+    method = {"directer": Directer(beta=0.3, alpha=30.0), "ata": Ata(spans=((1, 3), (3, 5)))}
+    edit = stepwise
+    if stepwise.method in method:
+        edit = fit(method[stepwise.method], model)
+    else:
+        (tensors,) = stepwise.tensors.values()
+        edit = replace(stepwise, tensors={"L1.resid_post": tensors}, model=None)
+        edit = with_params(edit, think_start=5, think_end=8)
+    ids = [torch.randint(4, 76, (n,), generator=draw).tolist() for n in (2, 12, 5, 16)]
+    ids[1][:1], ids[3][:1] = [5], [5]
+    prompts = [Prompt(p) for p in ("ab=", "12+34=", "xyzw", "a longer prompt, 7*8=?")]
+    edit = edit.at(torch.tensor([1.0, -0.5, 2.0, 1.5]))
+    together = list(continuation_logprobs(model, prompts, ids, [edit]))
+    moved = 0.0
+    for row, logs in enumerate(together):
+        one = edit.at(float(edit.strength[row]))
+        (alone,) = continuation_logprobs(model, prompts[row : row + 1], [ids[row]], [one])
+        torch.testing.assert_close(logs, alone, atol=1e-4, rtol=1e-4)
+        (plain,) = continuation_logprobs(model, prompts[row : row + 1], [ids[row]])
+        moved = max(moved, float((plain - alone)[-2:].abs().max()))
+    assert moved > 1e-3
+
+
+def deep(family: str) -> Any:
+    return tiny.module(family, num_hidden_layers=6)
+
+
+@pytest.mark.parametrize("name", ["rebalance", "ata"])
+def test_sampling_goes_on_as_it_does_without(name: str, rebalance: Intervention) -> None:
+    edit = rebalance if name == "rebalance" else fit(Ata(spans=((1, 3), (3, 5))))
+    drawn = written(edit, decoder=Sample(temperature=2.0), seed=1)
+    assert same(drawn, written(edit, decoder=Sample(temperature=2.0), seed=1))
+    assert not same(drawn, written(edit, decoder=Sample(temperature=2.0), seed=2))
+    assert not same(drawn, written(edit))
+
+
 def test_a_replay_of_what_was_written_gives_its_log_probabilities(stepwise: Intervention) -> None:
     texts = tiny.model().generate(ASKED, stepwise, max_new_tokens=N)
     ids = [text.ids for text in texts]
@@ -149,8 +192,9 @@ def test_finished_text_in_one_forward_is_refused_in_words(stepwise: Intervention
 
 
 def test_two_of_them_in_one_call_are_refused(stepwise: Intervention) -> None:
-    with pytest.raises(EditError, match="not the only edit decided step by step"):
-        written(stepwise, replace(stepwise, name="again"))
+    for other in (replace(stepwise, name="again"), stepwise):
+        with pytest.raises(EditError, match="not the only edit decided step by step"):
+            written(stepwise, other)
 
 
 def test_plain_edits_in_the_same_call_go_on_working(stepwise: Intervention) -> None:
@@ -266,6 +310,13 @@ def controller(**options: Any) -> Any:
     return made
 
 
+def test_a_token_must_exceed_its_part_of_the_largest_probability() -> None:
+    step = PlannedStep(0, raw=[0.4, 0.4, 0.2], steered=[0.9, 0.05, 0.05])
+    made = controller(beta=1.0)
+    assert torch.equal(made.step(step), step.raw.log())
+    assert step.sizes and made.accepted == [[]]
+
+
 def test_directer_halves_the_layers_until_the_token_is_plausible() -> None:
     """Token 0 has 0.1 of the raw mass, less than half of 0.5: all 8 and the top 4 are refused."""
     step = PlannedStep(3, raw=[0.1, 0.5, 0.4], steered=[0.9, 0.05, 0.05])
@@ -331,6 +382,57 @@ def test_sensitivity_ranks_who_disturbs_and_the_released_code_who_is_disturbed()
         assert int(order[0, 0]) == first
 
 
+class Streams:
+    """Four layers with random streams: the raw ones, and those of each layer steered alone."""
+
+    number, layers, ids = 1, (0, 1, 2, 3), [[5], [6]]
+    prompts, confidences, positions = [[1], [1]], [[0.5], [0.5]], torch.zeros(2, 2)
+
+    def __init__(self, seed: int):
+        draw = torch.Generator().manual_seed(seed)
+        self.pre, self.post = torch.randn(2, 5, 4, 2, 6, generator=draw)
+        self._show(4)
+
+    def _show(self, steered: int) -> None:
+        pre, post = self.pre[steered], self.post[steered]
+        self.values = {f"L{n}.resid_pre": pre[n][:, None] for n in range(4)}
+        self.values |= {f"L{n}.attn_out": (post - pre)[n][:, None] for n in range(4)}
+
+    def forward(self, factors: Any, *, commit: bool = True, told: Any = None) -> Tensor:
+        assert not commit and told is None
+        (layer,) = factors
+        self._show(layer)
+        return torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize("ranking", ["paper", "released"])
+@pytest.mark.parametrize("seed", range(4))
+def test_sensitivity_is_the_formula(ranking: str, seed: int) -> None:
+    from workbench.stepwise.directer import _around
+
+    def far(a: Tensor, b: Tensor) -> Tensor:
+        return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+    step = Streams(seed)
+    pre, post, table = step.pre[4], step.post[4], []
+    for steered in range(4):
+        moved = far(pre, step.post[steered]) + far(step.pre[steered], post)
+        table.append(moved - 2 * far(pre, post) if ranking == "paper" else moved)
+    wanted = torch.stack(table).mean(1 if ranking == "paper" else 0)
+    order = controller(ranking=ranking)._ranked(step, _around(step))
+    assert torch.equal(order, wanted.argsort(0, descending=True))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_rejected_steering_leaves_a_sliding_cache_alone(family: str) -> None:
+    model, long = tiny.model(family), ["a prompt much longer than the window", "bcd"]
+    raw = model.generate(long, max_new_tokens=20)
+    tried = model.generate(long, fit(Directer(beta=0.9999, alpha=3.0), model), max_new_tokens=20)
+    assert [text.ids for text in tried] == [text.ids for text in raw]
+    always = model.generate(long, fit(Directer(beta=0.0), model), max_new_tokens=20)
+    assert [text.ids for text in always] != [text.ids for text in raw]
+
+
 def test_directer_is_greedy() -> None:
     with pytest.raises(EditError, match="greedy decoding alone"):
         written(fit(Directer()), decoder=Sample())
@@ -373,6 +475,8 @@ def test_the_law_meets_its_anchors_at_the_published_settings(
     middle = (q25 + q75) / 2
     assert law.alpha(middle, v75) == pytest.approx(low1 / 2)
     assert law.alpha(q25 - 0.05, v25) == pytest.approx(law.f1(q25 - 0.05), abs=1e-6)
+    sure = (1 + q75) / 2  # beyond the corner the second part is there once, not twice
+    assert law.alpha(sure, 0.0) == pytest.approx(law.f1(sure) + 0.09, abs=1e-6)
     assert min(low1, low2) <= law.alpha(0.0, 1.0) <= law.alpha(0.99, 0.0) <= 0.1
 
 
@@ -448,6 +552,15 @@ def test_each_step_is_judged_by_its_own_tokens_and_the_step_before() -> None:
     assert step.sizes == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_state_of_a_row_goes_with_it(rebalance: Intervention) -> None:
+    from workbench.stepwise.rebalance import Rebalance as Controller
+
+    made = Controller(rebalance.params, 3)
+    made.thinking, made.begun, made.before = [True, False, True], [1, 2, 3], [0.1, None, 0.3]
+    made.keep([1, 2])
+    assert (made.thinking, made.begun, made.before) == ([False, True], [2, 3], [None, 0.3])
+
+
 def planted_fit(**options: Any) -> Intervention:
     """Traces of two-token steps; layer 1 holds the confidence, layer 0 noise."""
     draw = torch.Generator().manual_seed(0)
@@ -470,7 +583,7 @@ def planted_fit(**options: Any) -> Intervention:
         rows = [int(p.text[1:]) for p in prompts]
         stream = torch.randn(len(rows), 3 + 12, 16, generator=draw)
         held = 0.05 * stream.clone()
-        held[:, 3:] += sure[rows].repeat_interleave(2, 1)[..., None] * direction
+        held[:, 3::2] += sure[rows][..., None] * direction  # at the first token of a step alone
         return {"L0.resid_post": stream, "L1.resid_post": held}
 
     class Two:
@@ -500,6 +613,27 @@ def test_the_layer_that_holds_the_confidence_is_found_with_its_vector() -> None:
     assert [law["q25_c"], law["q75_c"]] == pytest.approx(quarter.tolist(), rel=1e-5)
 
 
+def test_the_paper_asks_for_evenness_too_and_the_code_for_confidence_alone() -> None:
+    from workbench.steering.rebalance import _Part
+
+    law = ControlLaw(0.4, 0.8, 0.1, 0.3, -1.0, -2.0, 0.1, 1.0)
+    found = [(0.3, 0.4), (0.3, 0.2), (0.9, 0.05), (0.9, 0.2), (0.6, 0.2)]
+    parts = [_Part(0, 0, c, v, False) for c, v in found]
+    for sets, wanted in (("paper", [1, 0, -1, 0, 0]), ("released", [0.5, 0.5, -0.5, -0.5, 0])):
+        assert Rebalance(sets=sets)._vector(torch.eye(5), parts, law).tolist() == wanted
+
+
+def test_steps_lie_between_the_marks_of_thinking() -> None:
+    from workbench.steering.rebalance import _parts
+
+    ids = (9, 5, 1, 9, 2, 9, 6, 3, 9)
+    trace = Generation(Prompt("q"), "", 0, ids, "", (math.log(0.5),) * 9, "length")
+    parts = _parts(0, trace, [9], lambda _: [7], think_start=5, think_end=6)
+    assert [(part.start, part.first) for part in parts] == [(2, True), (4, False)]
+    opened = _parts(0, trace, [9], lambda _: [5], think_start=5, think_end=6)
+    assert [part.start for part in opened] == [0, 2, 4]
+
+
 def test_a_layer_can_be_named_and_the_vector_normed() -> None:
     edit = planted_fit(layer=0, unit=True)
     assert edit.sites == ("L0.resid_post",)
@@ -511,7 +645,9 @@ def test_a_layer_can_be_named_and_the_vector_normed() -> None:
     [
         ({"layer": 9}, "beyond the model"),
         ({"low1": 0.5}, "do not make a law"),
-        ({"boundary": ()}, "is empty"),
+        ({"boundary": ()}, "not a list of tokens"),
+        ({"boundary": "\n\n"}, "not a list of tokens"),
+        ({"sets": "released code"}, "unknown sets"),
         ({"boundary": ("no",)}, "not one token"),
         ({"boundary": (95,)}, "too few finished steps.*got 0"),
         ({"think_end": "xy"}, "think_end.*not one token"),
@@ -519,7 +655,15 @@ def test_a_layer_can_be_named_and_the_vector_normed() -> None:
 )
 def test_rebalance_refuses_what_it_cannot_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(WorkbenchError, match=message):
-        fit(Rebalance(**({"boundary": BOUNDARY} | options)))
+        fit(past_annotations(Rebalance, {"boundary": BOUNDARY} | options))
+
+
+def past_annotations(kind: Any, options: dict[str, Any]) -> Any:
+    """A method whose options nobody checked, as from a file."""
+    made = kind()
+    for name, value in options.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 def test_the_reasoner_is_steered_at_its_line_ends() -> None:
@@ -554,10 +698,9 @@ def test_weights_between_exclusive_spans_are_a_hundredth() -> None:
     torch.testing.assert_close(ratio[seen & ~lowered], torch.ones(int((seen & ~lowered).sum())))
 
 
-def test_a_hundred_nats_make_dormant_spans_unreadable() -> None:
+def test_ten_thousand_nats_make_dormant_spans_unreadable() -> None:
     """The prompt holds nothing but its two spans, and the second is being worked on."""
     edit = fit(Ata(spans=((0, 4), (4, 7)), structure="branch", alpha=1e4))
-    edit = with_params(edit, stepwise="ata")
     model = tiny.model()
 
     def last(text: str, edits: list[Intervention]) -> Tensor:
@@ -565,6 +708,27 @@ def test_a_hundred_nats_make_dormant_spans_unreadable() -> None:
 
     assert torch.equal(last("abcxyz", [edit]), last("fedxyz", [edit]))
     assert not torch.allclose(last("abcxyz", []), last("fedxyz", []), atol=1e-4)
+
+
+def test_a_generated_token_sees_nothing_of_what_excludes_the_active_span(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from workbench.stepwise import ata
+
+    seen: list[Tensor] = []
+    add = ata.Ata._add
+
+    def spied(self: Any, patterns: Any, positions: Tensor) -> None:
+        inside = (positions >= 4) & (positions < 7)
+        seen.append(torch.stack([(p[:, :, -1] * inside[:, None]).sum(-1) for p in patterns]))
+        add(self, patterns, positions)
+
+    monkeypatch.setattr(ata.Ata, "_add", spied)
+    monkeypatch.setattr(ata, "advanced", lambda *_: 0)
+    edit = fit(Ata(spans=SPANS, alpha=1e4))
+    tiny.model().generate(["abcdefgh", "abcdefghijkl"], edit, max_new_tokens=4)
+    assert float(seen[0].min()) > 0  # the prompt's last token, in no span, while none is active
+    assert len(seen) > 2 and all(not later.any() for later in seen[1:])
 
 
 def rule(active: int, positions: list[int], keys: int) -> Tensor:
@@ -609,11 +773,35 @@ def test_the_score_is_recency_weighted_mass_per_position() -> None:
     params = {"spans": [[0, 2], [2, 3]], "structure": "branch", "gamma": 0.5}
     made = Controller(params, 1)
     prompt = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]]).reshape(1, 1, 1, 3, 3)
-    made._add(prompt)
-    made._add(torch.tensor([0.1, 0.2, 0.3, 0.4]).reshape(1, 1, 1, 1, 4))
+    made._add([prompt[0]], torch.tensor([[0, 1, 2]]))
+    one = torch.tensor([0.1, 0.2, 0.3, 0.4]).reshape(1, 1, 1, 4)
+    made._add([one, one[..., 1:]], torch.tensor([[0, 1, 2, 3]]))  # the second has a sliding cache
     found = made.scores(torch.tensor([[0, 1, 2, 3]]))
-    first = ((1 + 0.5 + 0.2 + 0.1) / 3 + (0.5 + 0.3 + 0.2) / 2) / 2
+    first = ((1 + 0.5 + 0.2 + 0.1 / 2) / 3 + (0.5 + 0.3 + 0.2) / 2) / 2
     assert found[0].tolist() == pytest.approx([first, 0.5 + 0.3])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_scores_know_neither_padding_nor_sliding_caches(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.stepwise.ata import Ata as Controller
+
+    found: list[list[float]] = []
+    scores = Controller.scores
+
+    def spied(self: Any, positions: Tensor) -> Tensor:
+        made = scores(self, positions)
+        found.append(made[0].tolist())
+        return made
+
+    monkeypatch.setattr(Controller, "scores", spied)
+    model, long = tiny.model(family), "abcdefghijklmnopqrstuvwxyz"  # longer than the window of 16
+    edit = fit(Ata(spans=SPANS), model)
+    model.generate([long[:9]], edit, max_new_tokens=1)
+    model.generate([long[:9], long], edit, max_new_tokens=1)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert len(model.generate([long], edit, max_new_tokens=5)[0].ids) == 5
 
 
 def test_structures_say_what_excludes_what() -> None:

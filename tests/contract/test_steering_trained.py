@@ -14,7 +14,7 @@ import workbench as wb
 import workbench.steering.reft as reft
 import workbench.steering.training as training
 from tests import tiny
-from workbench import steering
+from workbench import registry, steering
 from workbench.errors import UnknownName, WorkbenchError
 from workbench.operations import Context, affine
 from workbench.records import Prompt, Prompts
@@ -52,7 +52,7 @@ def test_every_form_is_its_formula(form: reft.Form) -> None:
     turn = raw[f"{SITE}::rotation"]
     if form not in reft.FREE:
         turn = reft.orthonormal(turn)
-    h, b, w = draw(5, D, seed=9), raw[f"{SITE}::bias"], raw.get(f"{SITE}::weight")
+    h, b, w = draw(5, D, seed=9), raw[f"{SITE}::bias"], raw.get(f"{SITE}::weight", turn)
     read = {
         "loreft": lambda: h @ w.T + b - h @ turn.T,
         "noreft": lambda: h @ w.T + b - h @ turn.T,
@@ -273,6 +273,48 @@ def test_options_out_of_range_are_errors(option: str, value: Any, said: str) -> 
 def test_nothing_to_learn_from_is_an_error() -> None:
     with pytest.raises(WorkbenchError, match="examples.*out of range"):
         fit_shift(draw(0, D), draw(0, D))
+
+
+class Stop(KeyboardInterrupt):
+    """What Ctrl-C raises, told from a real one."""
+
+
+@pytest.mark.parametrize("method", ["lo_reft", "per_fit", "in_ra", "tr_ra"])
+def test_a_training_cut_short_leaves_the_model_as_it_was(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model("llama")
+    before = model.run("12+34=").logits
+    held = {n: (p._version, p.grad) for n, p in model.hf.named_parameters()}
+    made = registry.get("steering", method)(rank=2) if method != "in_ra" else steering.InRa()
+    block = model.hf.model.layers[0].mlp
+    calls = iter(range(100))
+
+    def forward(h: Tensor) -> Tensor:
+        if next(calls) == 12:
+            raise Stop
+        return type(block).forward(block, h)
+
+    monkeypatch.setattr(block, "forward", forward)
+    with pytest.raises(Stop):
+        fit(made, "L1.resid_post")
+    monkeypatch.undo()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+    assert {n: (p._version, p.grad) for n, p in model.hf.named_parameters()} == held
+    assert torch.equal(model.run("12+34=").logits, before)
+
+
+@pytest.mark.parametrize("method", ["lo_reft", "per_fit", "in_ra", "tr_ra", "cold_steer"])
+def test_it_trains_where_the_caller_is_in_inference_mode(method: str) -> None:
+    options = {"cold_steer": {"mode": "kernel"}, "in_ra": {"steps": 2}, "per_fit": {"rank": 2}}
+    short = {"rank": 2, "steps": 2} if method in ("lo_reft", "tr_ra") else options[method]
+    made = registry.get("steering", method)(**short)
+    with torch.inference_mode():
+        inside = fit(made)
+    outside = fit(made)
+    for site, tensors in outside.tensors.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(inside.tensors[site][name], tensor)
 
 
 # --- LoReFT on a model ---------------------------------------------------------------------------

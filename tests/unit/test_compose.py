@@ -93,6 +93,14 @@ def test_sums_share_no_memory_and_save(tmp_path) -> None:
     assert back.params == made.params and back.unit == SUM_UNIT
 
 
+def test_a_sum_of_switched_off_edits_is_switched_off() -> None:
+    off = vector(1).at(0.0), vector(2).at(0.0)
+    for made in (off[0] + off[1], *compose(off, conflict="sum")):
+        assert made.is_zero and torch.equal(stream(made), stream())
+    (half,) = compose([off[0], vector(2)], conflict="sum")
+    close(stream(half), stream(vector(2)))
+
+
 MODEL = Fingerprint("a", "llama", D, 3, "0")
 
 
@@ -101,6 +109,7 @@ MODEL = Fingerprint("a", "llama", D, 3, "0")
     [
         (ablation(2), "more than add"),
         (vector(2, SITES[:1]), "different sites"),
+        (vector(2, params={"stepwise": "rebalance"}), "more than add"),
         (vector(2).within("generated"), "different positions"),
         (vector(2, unit="degrees"), "different units"),
         (vector(2).at(torch.tensor([1.0, 2.0])), "strength per row"),
@@ -213,6 +222,7 @@ def test_sum_joins_edits_that_a_third_one_connects() -> None:
     ("other", "said"),
     [
         (ablation(2), "only additions"),
+        (vector(2, params={"stepwise": "rebalance"}), "only additions"),
         (vector(2).within("prompt"), "scopes differ"),
         (vector(2).at(torch.ones(2)), "strength per row"),
         (vector(2, ("L*.resid_post",)), "is a part of"),

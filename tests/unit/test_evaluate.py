@@ -19,7 +19,8 @@ from workbench.comparison.grammar import of_the_world
 from workbench.comparison.metrics.base import Evidence
 from workbench.comparison.metrics.fluency import Fluency
 from workbench.comparison.run import Comparison, checked_metrics
-from workbench.errors import EditError, WorkbenchError
+from workbench.comparison.stats import paired_difference, wilson
+from workbench.errors import EditError, PromptError, WorkbenchError
 from workbench.records import Generation, Prompt
 
 Parts = tuple[float, float, float]
@@ -123,6 +124,38 @@ def test_the_weakest_of_equals_is_chosen(monkeypatch) -> None:
     assert found.chosen["e"] == -0.5
 
 
+def test_a_control_that_does_nothing_is_reported_at_the_edits_norm(monkeypatch) -> None:
+    """Reported at the weakest it would look harmless for its dose, not for its direction."""
+    found, _ = run(monkeypatch, lambda a, s, i: (1, 1, 2 if s == 2 and "random" not in a else 1))
+    assert found.chosen == {"e": 2.0, "e (random control)": 2.0}
+
+
+def test_several_control_seeds_give_several_controls(monkeypatch) -> None:
+    found, _ = run(monkeypatch, lambda *_: (1, 1, 1), control_seed=(0, 7))
+    names = [f"e (random control, seed {seed})" for seed in (0, 7)]
+    assert found.table.arms == ["base", "e", *names]
+    arms, _ = module._arms(edit(), (0, 7))
+    first, second = (arms[name].tensors["L1.resid_post"]["shift"] for name in names)  # type: ignore
+    assert first.norm() == pytest.approx(float(second.norm())) and not torch.equal(first, second)
+    assert [arms[name].params["control_seed"] for name in names] == [0, 7]  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "note"),
+    [
+        (lambda a, s, i: (2, s / 2, 2), {"factors": (1, 2)}, "e is best at the largest strength"),
+        (lambda a, s, i: (2, 2 - s / 2, 2), {"factors": (1, 2)}, ""),
+        (lambda a, s, i: (2, s / 2, 2), {"factors": (1,)}, ""),
+        (lambda a, s, i: (2, s / 2, 2), {"edits": edit(max_strength=2.0)}, ""),
+        (lambda a, s, i: (0, 2, 2), {"factors": (1, 2)}, "e scored 0 at every strength"),
+    ],
+)
+def test_notes_say_what_the_choice_leaves_open(monkeypatch, plan, options, note) -> None:
+    found, _ = run(monkeypatch, plan, prompting="do it. ", **options)
+    assert len(found.notes) == bool(note)
+    assert not note or found.notes[0].startswith(note)
+
+
 def test_no_strength_goes_past_what_a_method_allows(monkeypatch) -> None:
     found, asked = run(monkeypatch, lambda *_: (1, 1, 1), edit(max_strength=1.5))
     assert sorted(s for name, s, _ in asked[:4] if name == "e") == [1.0, 1.5]
@@ -166,6 +199,35 @@ def test_pairs_stay_on_one_side_of_the_split() -> None:
     assert {p.pair for p in first}.isdisjoint({p.pair for p in second})
     assert len(first) == len(second) == 10
     assert module._halves(pairs, 1)[0] != first
+
+
+def test_prompts_that_say_the_same_stay_on_one_side() -> None:
+    first, second = module._halves([Prompt(text=f"p{i % 5}") for i in range(20)], 0)
+    assert {p.text for p in first}.isdisjoint({p.text for p in second})
+    with pytest.raises(WorkbenchError, match="that differ"):
+        module._halves([Prompt(text="p")] * 4, 0)
+
+
+def test_winning_always_is_not_certain(monkeypatch) -> None:
+    found, _ = run(
+        monkeypatch, lambda a, s, i: (2, 2, 2) if a == "e" else (1, 1, 1), prompting="do it. "
+    )
+    row = found.wins().set_index("arm").loc["e"]
+    assert row.rate == 1.0 and 0.4 < row.low < 0.6  # Wilson, 4 of 4
+
+
+def test_full_points_on_a_few_prompts_are_not_certain(monkeypatch) -> None:
+    """Points of all or nothing are a proportion: 4 of 4 leave room, as Wilson's interval says."""
+    found, _ = run(monkeypatch, lambda a, s, i: (2, 2, 2) if a == "e" else (0, 2, 2))
+    rows = found.summary().set_index(["metric", "arm"])
+    e, base = rows.loc[("concept", "e")], rows.loc[("concept", "base")]
+    assert (e["mean"], e.high, base["mean"], base.low) == (2, 2, 0, 0)
+    assert e.low == pytest.approx(2 * wilson(4, 4).low) and base.high == pytest.approx(2 - e.low)
+    share = paired_difference([1.0] * 4, [0.0] * 4, proportion=True)
+    assert (e.difference, e.difference_low) == (2, pytest.approx(2 * share.low))
+    assert e.difference_low < 2
+    point = found.tradeoff().set_index("arm").loc["e"]
+    assert point.good_low == pytest.approx(e.low)
 
 
 def test_wins_count_ties_as_half(monkeypatch) -> None:
@@ -309,7 +371,7 @@ def test_a_checkers_value_becomes_points(value, points) -> None:
     assert module.Points(lambda p, t: value).measure(text, Evidence()) == points
 
 
-@pytest.mark.parametrize("value", [3, -1, math.inf])
+@pytest.mark.parametrize("value", [3, -1, math.inf, None, "yes"])
 def test_a_checker_that_judges_otherwise_is_refused(value) -> None:
     with pytest.raises(WorkbenchError, match="0 to 2"):
         quick(concept=lambda p, t: value)
@@ -380,6 +442,28 @@ def test_bad_input(edits, options, match) -> None:
 def test_one_prompt_cannot_be_split() -> None:
     with pytest.raises(WorkbenchError, match="split"):
         evaluate(edit(), tiny.model(), ["abc"], concept=lambda p, t: True, instruction="distinct_n")
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_runs(monkeypatch) -> None:
+    monkeypatch.setattr(tiny.model(), "generate", None)
+    room = tiny.model().dims.n_context
+    for long, options in (("9" * room, {}), ("9", {"prompting": "9" * room})):
+        with pytest.raises(PromptError, match="longer than the context"):
+            evaluate(
+                edit(), tiny.model(), ["abc", long], concept=lambda p, t: True,
+                instruction="distinct_n", progress=False, **options,
+            )  # fmt: skip
+
+
+def test_the_worlds_grammar_judges_only_where_all_prompts_are_the_worlds() -> None:
+    """Whichever half the other one falls into."""
+    mixed = [*tasks.make("add", 1, 0), Prompt(text="hello", task="add", answer="1")]
+    for seed in range(4):
+        found = evaluate(
+            edit(), tiny.model(), mixed, concept=lambda p, t: True, factors=(1,), control=False,
+            max_new_tokens=3, split_seed=seed, progress=False,
+        )  # fmt: skip
+        assert "grammar=None" in found.table.provenance["bounds"]
 
 
 def test_it_is_a_verb_of_steering() -> None:

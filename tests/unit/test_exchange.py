@@ -31,6 +31,7 @@ from workbench.tensors import Fingerprint, Intervention
 D = 32
 MODEL = Fingerprint("a", "llama", D, 3, "0")
 LLAMA_CPP: dict[str, Any] = {"operation": "add", "site": "resid_post", "layer_base": 0}
+TWICE = 2 * torch.eye(D)[:1]
 
 
 def draw(seed: int, d: int = D) -> Tensor:
@@ -164,6 +165,33 @@ def test_what_llama_cpp_would_do_differently_is_refused(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("export", [export_gguf, export_safetensors, to_steering_vectors])
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (addition(params={"stepwise": "rebalance"}), "neither adds nor ablates"),
+        (addition(("L1-2.resid_post",)), "several kinds"),
+        (addition(("L1.resid_post", "blocks.1.hook_resid_post")), "one site twice"),
+        (
+            Intervention("x", "affine", {"L1.resid_post": {"shift": torch.full((D,), torch.nan)}}),
+            "NaN",
+        ),
+        (
+            Intervention("x", "affine", {"L1.resid_post": {"down": TWICE, "up": -TWICE}}),
+            "neither adds nor ablates",
+        ),
+    ],
+    ids=["stepwise", "several layers", "twice", "nan", "more than the component"],
+)
+def test_what_vectors_cannot_say_is_refused(
+    edit: Intervention, said: str, export: Any, tmp_path
+) -> None:
+    to = () if export is to_steering_vectors else (tmp_path / "out.gguf",)
+    with pytest.raises(EditError, match=said):
+        export(edit, *to)
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = export_gguf(addition(), tmp_path / "out.gguf")
     before = path.read_bytes()
@@ -219,6 +247,15 @@ def test_a_file_of_a_whole_edit_is_that_edit(tmp_path) -> None:
     edit = addition().within("generated").at(2.0)
     back = import_vectors(wb.save_edit(edit, tmp_path / "edit.safetensors"))
     assert str(back.scope) == "generated" and back.strength == 2.0
+
+
+@pytest.mark.parametrize(
+    "asked", [{"operation": "ablate"}, {"site": "mlp_out"}, {"layer_base": 1}, LLAMA_CPP]
+)
+def test_a_file_of_a_whole_edit_is_not_overruled(asked: dict[str, Any], tmp_path) -> None:
+    path = wb.save_edit(addition().within("generated"), tmp_path / "edit.safetensors")
+    with pytest.raises(FileRefused, match="whole edit.*leave them out"):
+        import_vectors(path, **asked)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +341,21 @@ def test_plain_safetensors_name_their_layers(name: str, tmp_path) -> None:
     edit = import_vectors(tmp_path / "plain.safetensors", **LLAMA_CPP | {"site": "mlp_out"})
     assert edit.sites == ("L0.mlp_out", "L2.mlp_out", "L10.mlp_out")
     assert torch.equal(edit.tensors["L10.mlp_out"]["shift"], draw(10))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"old.1": draw(1), "new.1": draw(2)}, "two vectors for one layer.*new.1.*old.1"),
+        ({"layer.1": torch.ones(D, dtype=torch.int64)}, "not floating point.*int64"),
+    ],
+)
+def test_vectors_that_are_none_or_too_many_are_refused(
+    tensors: dict[str, Tensor], said: str, tmp_path
+) -> None:
+    save_file(tensors, tmp_path / "plain.safetensors")
+    with pytest.raises(FileRefused, match=said):
+        import_vectors(tmp_path / "plain.safetensors", **LLAMA_CPP)
 
 
 def test_a_name_with_two_numbers_says_nothing(tmp_path) -> None:

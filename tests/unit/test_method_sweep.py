@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 import workbench as wb
 from tests import tiny
-from workbench import steering
+from workbench import registry, steering
 from workbench.activations.record import record
 from workbench.errors import EditError, FileRefused, WorkbenchError
 from workbench.interventions.control import random_control
@@ -20,6 +21,8 @@ from workbench.records import Prompts
 from workbench.steering.base import SteeringMethod, sites_of
 from workbench.sweep.fitted import MULTIPLES
 from workbench.sweep.methods import BASE, PROMPTING, MethodPoint, MethodSweep, sweep
+from workbench.sweep.strength_by_layer import Cell
+from workbench.sweep.told import told
 from workbench.tensors import Contrast, Intervention
 
 PROMPTS = ["abc", "hello there", "900+7="]
@@ -178,6 +181,30 @@ def test_a_method_that_fails_says_so_and_the_others_go_on() -> None:
     assert len(found.table().provenance["errors"]) == 12 + 8
 
 
+def test_an_edit_that_fails_in_any_way_says_so_and_the_others_go_on(monkeypatch) -> None:
+    """A rule is anybody's file too."""
+    real = tiny.model().generate
+
+    def failing(prompts, **options):
+        if any(edit.method == "ace" for edit in options.get("edits", ())):
+            raise IndexError("planted")
+        return real(prompts, **options)
+
+    monkeypatch.setattr(tiny.model(), "generate", failing)
+    found = swept(strengths=None, target_kl_nats=0.05)
+    found.run(progress=False)
+    assert any("ace was not calibrated" in note and "planted" in note for note in found.notes)
+    for point, cell in found.done.items():
+        assert ("planted" in cell.error) == (point.method == "ace" and not point.control)
+
+
+def test_a_method_that_trains_shows_no_bar_of_its_own(capsys) -> None:
+    found = swept({"learned": registry.get("steering", "tr_ra")(steps=2)}, strengths=(1,))
+    found.run(progress=False)
+    steering.fit(registry.get("steering", "tr_ra")(steps=2), tiny.model(), pairs(), progress=False)
+    assert not capsys.readouterr().err
+
+
 def test_a_strength_that_overflows_costs_the_others_nothing() -> None:
     found = swept("mean_difference", strengths=(1, 1e38), target="a")
     found.run(progress=False)
@@ -232,6 +259,11 @@ def test_a_method_that_cannot_be_calibrated_gets_multiples_of_one_and_a_note() -
     found = swept("directional_ablation", strengths=None, target_kl_nats=50)
     assert found.strengths["directional_ablation"] == [0.25, 0.5, 1.0]
     assert any("directional_ablation" in note and "calibrate" in note for note in found.notes)
+
+
+def test_one_layer_and_one_strength_need_no_list() -> None:
+    found = swept(layers=1, strengths=2)
+    assert found.layers == [1] and set(map(tuple, found.strengths.values())) == {(2.0,)}
 
 
 def test_strengths_and_sites_may_differ_by_method() -> None:
@@ -324,10 +356,37 @@ def test_a_folder_of_something_else_and_a_damaged_file_are_refused(tmp_path: Pat
         swept(path=tmp_path / "a")
     swept(path=tmp_path / "b").cell(BASE)
     file = tmp_path / "b" / "row-base.json"
-    for damage in ("{", "[]", json.dumps([{"values": {}}])):
+    short = [{"values": {"length": [1.0]}, "error": "", "generations": []}]
+    for damage in ("{", "[]", "null", "5", json.dumps([{"values": {}}]), json.dumps(short)):
         file.write_text(damage)
         with pytest.raises(FileRefused, match="damaged"):
             swept(path=tmp_path / "b").cell(BASE)
+
+
+@pytest.mark.parametrize("damage", ["[]", "null", "5", "{}", '{"strengths": ["x"], "notes": []}'])
+def test_damaged_strengths_and_settings_are_refused(tmp_path: Path, damage: str) -> None:
+    options = {"strengths": None, "target_kl_nats": 0.05, "path": tmp_path}
+    assert swept("ace", **options).strengths
+    (tmp_path / "strengths-00.json").write_text(damage)
+    with pytest.raises(FileRefused, match=r"damaged file strengths-00\.json.*delete that file"):
+        _ = swept("ace", **options).strengths
+    (tmp_path / "sweep.json").write_text(damage)
+    with pytest.raises(FileRefused, match="damaged|other settings"):
+        swept("ace", **options)
+
+
+def test_a_method_that_failed_is_tried_again(monkeypatch, tmp_path: Path) -> None:
+    """A mended method, or memory that is free by then: its old error must not stand for good."""
+    options = {"strengths": None, "target_kl_nats": 0.05, "path": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(steering.MeanDifference, "fit", Broken.fit)
+        first = swept("mean_difference", **options)
+        first.run(progress=False)
+    assert all(c.error for p, c in first.done.items() if p != BASE)
+    second = swept("mean_difference", **options)
+    second.run(progress=False)
+    assert not any(cell.error for cell in second.done.values())
+    assert len(second.strengths["mean_difference"]) == len(MULTIPLES)
 
 
 # -- what is read off --------------------------------------------------------------------------
@@ -354,6 +413,20 @@ def test_the_best_point_has_the_best_mean_within_the_bounds() -> None:
         found.best("distinct_n", at_most={"kl_nats": -1})
     with pytest.raises(WorkbenchError, match="nearest"):
         found.best("distinct")
+
+
+def test_of_equals_the_best_moves_the_model_least() -> None:
+    """Not the one with the smaller number: strengths of two methods are in two units."""
+    found = swept(control=False)
+    nats = {("ace", -1.0): 0.1, ("ace", 1.5): 0.01}
+    for point in found.points()[1:]:
+        kl = nats.get((point.method, point.strength), 0.5)
+        found.done[point] = Cell({"length": [1.0], "kl_nats": [kl]})
+    found._job.metrics["distinct_n"] = registry.get("metrics", "distinct_n")()
+    for point in found.points()[1:]:
+        found.done[point].values["distinct_n"] = [1.0]
+    best = found.best("distinct_n")
+    assert (best.method, best.strength) == ("ace", 1.5)
 
 
 def test_the_table_has_every_setting_and_says_what_made_it() -> None:
@@ -393,6 +466,8 @@ def test_notes_say_what_is_missing() -> None:
         ({"strengths": []}, "strengths"),
         ({"strengths": {"ace": [float("nan")]}}, "strengths"),
         ({"strengths": {"pca": [1.0]}}, "nearest"),
+        ({"handed": {"acee": {"dictionary": 1}}}, "nearest"),
+        ({"prompting": "9" * 200}, "longer than the context"),
         ({"strengths": range(1, 400)}, "too many cells"),
         ({"metrics": []}, "nothing to measure"),
         ({"metrics": ["accuracy"]}, "no task"),
@@ -420,3 +495,70 @@ def test_an_empty_class_is_told_in_every_cell() -> None:
         assert "empty" in found.cell(MethodPoint("ace", 0, 1.0)).error
     with pytest.raises(EditError, match="empty"):
         found.edit_at(MethodPoint("ace", 0, 1.0))
+
+
+# -- what the folder compares ------------------------------------------------------------------
+
+
+class Holder:
+    """Something handed over that is no plain value."""
+
+    def __init__(self, numbers: torch.Tensor, more: object = None):
+        self.numbers, self.more = numbers, more
+
+
+def bound(limit: int):
+    return lambda _prompt, text: len(text) > limit
+
+
+def doubling(x: int) -> int:
+    return 2 * x
+
+
+def tripling(x: int) -> int:
+    return 3 * x
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(3), torch.tensor([0.0, 0.0, 1e-7])),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16)),
+        (torch.zeros(4), torch.zeros(2, 2)),
+        (Holder(torch.zeros(2)), Holder(torch.ones(2))),
+        (Holder(torch.zeros(2), bound(1)), Holder(torch.zeros(2), bound(2))),
+        (doubling, tripling),
+        (partial(doubling, 1), partial(doubling, 2)),
+        (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)),
+        ({1, 2}, {1, 3}),
+        ("ab", ["a", "b"]),
+        (wb.decoding.Sample(temperature=0.5), wb.decoding.Sample(temperature=1.0)),
+    ],
+)
+def test_what_differs_is_told_apart(one, other) -> None:
+    assert told(one) == told(one) and told(one) != told(other)
+    json.dumps(told(one))
+
+
+def test_the_same_made_again_is_told_alike() -> None:
+    assert told(Holder(torch.ones(2), bound(1))) == told(Holder(torch.ones(2), bound(1)))
+    inside = Holder(torch.ones(1))
+    inside.more = inside
+    assert told(inside)["more"] == "itself"
+
+
+def test_what_cannot_be_told_is_refused_in_words() -> None:
+    with pytest.raises(WorkbenchError, match="leave path= out"):
+        told([iter(())])
+
+
+def test_other_things_handed_over_are_refused_by_the_folder(tmp_path: Path) -> None:
+    def asked(number: float, **options) -> MethodSweep:
+        holder = Holder(torch.full((2,), number))
+        return swept(handed={"ace": {"dictionary": holder}}, **options)
+
+    asked(1.0, path=tmp_path)
+    asked(1.0, path=tmp_path)
+    with pytest.raises(FileRefused, match="other settings"):
+        asked(2.0, path=tmp_path)
+    asked(2.0)

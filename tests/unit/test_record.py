@@ -313,3 +313,23 @@ def test_strengths_stay_with_their_rows() -> None:
 def test_completions_are_one_per_prompt() -> None:
     with pytest.raises(PromptError, match="not one per prompt; expected 2; got 1"):
         record(tiny.model("llama"), ["1", "2"], SITES, completions=[[5]], progress=False)
+
+
+@pytest.mark.parametrize("how", POOLS)
+def test_completions_stay_with_their_prompts(how) -> None:
+    """Sorted by the length with the completion, which turns the order of the prompts round."""
+    model = tiny.model("llama")
+    texts, tails = ["1234567", "1", "123"], [[], [5, 6, 7, 8, 9, 10, 11, 12, 13], [5, 6]]
+    got = record(
+        model, texts, "L1.resid_post", how, completions=tails, batch_size=2, progress=False
+    )
+    alone = [
+        record(model, t, "L1.resid_post", how, completions=[ids], progress=False)
+        for t, ids in zip(texts, tails, strict=True)
+    ]
+    assert [p.text for p in got.rows] == [p.text for one in alone for p in one.rows]
+    assert got.positions == sum((one.positions for one in alone), ())
+    want = torch.cat([one["L1.resid_post"] for one in alone])
+    torch.testing.assert_close(got["L1.resid_post"], want, atol=1e-5, rtol=1e-4)
+    whole = [len(model.tokens(t).ids[0]) + len(ids) for t, ids in zip(texts, tails, strict=True)]
+    assert len(got.positions) == (sum(whole) if how == "all" else 3)

@@ -177,9 +177,21 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path, change, said: str) ->
 
 
 def test_a_file_that_holds_nan_is_refused(tmp_path) -> None:
-    bad = replace(EDIT, tensors={"L0.resid_post": {"shift": torch.tensor([1.0, float("nan")])}})
+    good = torch.tensor([1.0, 1.7320508])
+    path = save(
+        replace(EDIT, tensors={"L0.resid_post": {"shift": good}}), tmp_path / "e.safetensors"
+    )
+    whole, nan = good.numpy().tobytes(), torch.tensor([1.0, torch.nan]).numpy().tobytes()
+    path.write_bytes(path.read_bytes().replace(whole, nan))
     with pytest.raises(FileRefused, match="NaN"):
-        load(save(bad, tmp_path / "edit.safetensors"))
+        load(path)
+
+
+def test_an_edit_that_holds_nan_is_not_saved(tmp_path) -> None:
+    bad = replace(EDIT, tensors={"L0.resid_post": {"shift": torch.tensor([1.0, torch.nan])}})
+    with pytest.raises(EditError, match="holds NaN.*L0.resid_post::shift"):
+        save(bad, tmp_path / "edit.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_file_is_refused(tmp_path) -> None:

@@ -69,9 +69,9 @@ def record(
         model: a loaded model.
         prompts: what is read; labels and pairs stay with their rows.
         sites: such as `"L*.resid_post"`; per-head sites have their heads flattened into d.
-        pool: which positions become rows: "last", "first", "mean" (over the prompt's own tokens) or
-            "all".
-        completions: ids read after each prompt; the last position is then the completion's last.
+        pool: which positions become rows: "last", "first", "mean" (over all of them) or "all".
+        completions: ids read after each prompt; their positions count as the prompt's own, so that
+            the last is then the completion's last.
         edits: applied while it reads.
         batch_size: prompts at once; sized to memory by default. Prompts of like lengths are read
             together, so that little is padded.

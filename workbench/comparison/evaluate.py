@@ -8,12 +8,13 @@
 
 Each is 0, 1 or 2. Half of the prompts choose every arm's strength by its mean score; the other half,
 which that choice never sees, are reported. A random direction of the same norm has its own strength
-chosen in the same way, so that it loses for its direction and not for its dose.
+chosen among the same ones; where they score alike, as where it does nothing, it is the one nearest to
+the edit's, so that the two are compared at one norm. One norm is seldom one divergence: see kl_nats.
 
 Source: Wu, Arora, Geiger, Wang, Huang, Jurafsky, Manning and Potts (2025), AxBench: Steering LLMs?
     Even Simple Baselines Outperform Sparse Autoencoders, https://arxiv.org/abs/2501.17148.
-Differs from the paper: checkers for a judge; greedy decoding unless told otherwise; among strengths
-    of one mean score the weakest is chosen; a tie counts as half a win; side effects are reported.
+Differs from the paper: checkers for a judge; greedy decoding unless told otherwise; among an edit's
+    strengths of one mean score the weakest is chosen; a tie counts as half a win; side effects are reported.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from workbench import registry
+from workbench.comparison.arms import prefixed
 from workbench.comparison.doses import Dose, doses, undosed
 from workbench.comparison.grammar import SOURCE, of_the_world
 from workbench.comparison.metrics.accuracy import Accuracy
@@ -38,7 +40,7 @@ from workbench.comparison.metrics.length import Length
 from workbench.comparison.metrics.perplexity import Perplexity
 from workbench.comparison.provenance import provenance
 from workbench.comparison.run import Comparison
-from workbench.comparison.stats import mean_interval
+from workbench.comparison.stats import full_marks, mean_interval
 from workbench.comparison.table import COMPARED, Figure, Table
 from workbench.errors import WorkbenchError
 from workbench.interventions.control import random_control
@@ -125,7 +127,7 @@ class Evaluation:
         for arm in scores.columns.drop(against):
             gap = (scores[arm] - scores[against]).to_numpy()
             points = np.where(gap > TIE, 1.0, np.where(gap < -TIE, 0.0, 0.5))
-            rate = mean_interval(points)
+            rate = mean_interval(points, proportion=True)
             counts = [int((points == p).sum()) for p in (1.0, 0.5, 0.0)]
             rows.append((arm, *counts, rate.mean, rate.low, rate.high))
         return pd.DataFrame(rows, columns=["arm", "wins", "ties", "losses", "rate", "low", "high"])
@@ -140,12 +142,14 @@ class Evaluation:
         """
         import pandas as pd
 
-        frames = {"good": self._by_prompt(good), "side": self._by_prompt(side)}
+        asked = {"good": good, "side": side}
+        frames = {name: self._by_prompt(metric) for name, metric in asked.items()}
         rows = []
         for arm in frames["good"].columns:
             row: dict[str, Any] = {"arm": arm, "strength": self.chosen.get(arm, math.nan)}
             for name, frame in frames.items():
-                found = mean_interval(frame[arm].to_numpy())
+                top = full_marks(self.table.units[asked[name]])
+                found = mean_interval(frame[arm].to_numpy(), top is not None, top=top or 1.0)
                 row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
             rows.append(row)
         return pd.DataFrame(rows)
@@ -182,7 +186,7 @@ def evaluate(
     concept: Checker,
     instruction: Checker = "accuracy",
     fluency: Checker | None = None,
-    factors: Iterable[float | int] = FACTORS,
+    factors: float | int | Iterable[float | int] = FACTORS,
     prompting: str | None = None,
     other: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = (0,),
@@ -190,7 +194,7 @@ def evaluate(
     decoder: Any = None,
     stop: str | Iterable[str] = (),
     control: bool = True,
-    control_seed: int = 0,
+    control_seed: int | Sequence[int] = 0,
     split_seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
@@ -199,7 +203,8 @@ def evaluate(
 
     Args:
         edits: one, several, or by the name of their arm.
-        prompts: split in half by `split_seed`, prompts of one pair together.
+        prompts: split in half by `split_seed`, prompts of one pair together, and so are prompts that
+            say the same and have no pair.
         concept: whether the continuation shows what is steered towards: a callable
             `(prompt, text) -> bool or 0 to 2`, a metric, or a metric's name. True is 2. A fraction
             is 2 where it is 1, 0 where it is 0, and 1 between.
@@ -211,9 +216,13 @@ def evaluate(
         prompting: words before every prompt that ask for the concept.
         other: further prompts by name, with tasks, whose accuracy must not suffer.
         seeds: one pass each; one is enough for greedy decoding.
-        control: also a random direction of the same norm for every edit.
+        control: also a random direction of the same norm for every edit. One of the same divergence
+            is an edit of its own: `wb.calibrate` one of the method `random_direction`.
+        control_seed: draws it; several seeds give several controls, which show how much one draw
+            differs from another.
 
     Raises:
+        PromptError: a prompt too long for the context.
         WorkbenchError: fewer than two prompts to split, two arms of one name, a factor that is 0 or
             not finite, a checker whose value is not 0 to 2, or a prompt that cannot be judged.
     """
@@ -221,7 +230,11 @@ def evaluate(
     judged["instruction"] = _checker(instruction, "instruction")
     job = _Evaluation(
         model=model,
-        options={"max_new_tokens": max_new_tokens, "stop": stop, "batch_size": batch_size},
+        options={
+            "max_new_tokens": max_new_tokens,
+            "stop": stop if isinstance(stop, str) else tuple(stop),
+            "batch_size": batch_size,
+        },
         decoder=decoder,
         seeds=tuple(seeds),
         checkers=judged,
@@ -229,13 +242,14 @@ def evaluate(
         factors=_factors(factors),
         other={name: as_prompts(many) for name, many in (other or {}).items()},
     )
-    arms, notes = _arms(edits, control, control_seed)
+    drawn = (control_seed,) if isinstance(control_seed, int) else tuple(control_seed)
+    arms, notes = _arms(edits, drawn if control else ())
     if prompting:
         arms = {PROMPTING: prompting, **arms}
     else:
         notes.append("no prompting arm: pass prompting= to see whether words do as well")
     choosing, reported = _halves(as_prompts(prompts), split_seed)
-    job.refuse([*choosing, *reported])
+    job.refuse([*choosing, *reported], prompting or "")
     total = 2 * len(arms) + 1
     with tqdm(desc="steering.evaluate", unit="arm", total=total, disable=not progress) as bar:
         return job.run(arms, choosing, reported, notes, bar, split_seed)
@@ -254,13 +268,16 @@ class _Evaluation:
     factors: list[float]
     other: dict[str, list[Prompt]]
 
-    def refuse(self, prompts: list[Prompt]) -> None:
-        """WorkbenchError where something cannot be judged; asked before anything runs."""
+    def refuse(self, prompts: list[Prompt], prompting: str) -> None:
+        """WorkbenchError where something cannot be judged or read; asked before anything runs."""
         self._job(prompts, self.checkers).refuse(self.seeds)
         if self.fluency:
             self._job(prompts, {"fluency": self.fluency}).refuse(self.seeds)
         for many in self.other.values():
             self._job(many, {"accuracy": Accuracy()}).refuse(self.seeds)
+        for prompt in [*prompts, *(p for many in self.other.values() for p in many)]:
+            told = prefixed(prompt, prompting)
+            self.model.tokens(told, room=self.options["max_new_tokens"])
 
     def run(
         self,
@@ -272,7 +289,9 @@ class _Evaluation:
         split_seed: int,
     ) -> Evaluation:
         """Choose on one half, report on the other."""
-        judged = {**self.checkers, "fluency": self.fluency or self._fluency(choosing)}
+        ours = all(p.source == SOURCE and p.task for p in [*choosing, *reported])
+        fluency = self.fluency or self._fluency(choosing, of_the_world if ours else None)
+        judged = {**self.checkers, "fluency": fluency}
         choice, chosen, kept = [], {}, {BASE: Arm(BASE)}
         for name, arm in arms.items():
             if isinstance(arm, str):
@@ -280,7 +299,9 @@ class _Evaluation:
             else:
                 rows = self._scores(name, arm, self._job(choosing, judged))
                 choice += rows
-                best = _best(rows)
+                of = arm.params.get("control_of")
+                best = _best(rows, near=chosen.get(of, 0.0))
+                notes += _warnings(name, rows, best, self._limit(arm)) if of is None else []
                 if best is None:
                     notes.append(f"{name} is left out: no strength could be applied")
                 else:
@@ -311,7 +332,7 @@ class _Evaluation:
     def _job(self, prompts: list[Prompt], metrics: dict[str, Metric]) -> Comparison:
         return Comparison(self.model, prompts, metrics, self.decoder, self.options)
 
-    def _fluency(self, choosing: list[Prompt]) -> Fluency:
+    def _fluency(self, choosing: list[Prompt], grammar: Any) -> Fluency:
         """Bounds from what the base model writes itself, on the half that is not reported."""
         job = self._job(choosing, {"perplexity": Perplexity()})
         nats = [
@@ -321,14 +342,16 @@ class _Evaluation:
             if math.isfinite(value)
         ]
         usual = float(np.percentile(nats, 95)) if nats else 0.0
-        ours = all(p.source == SOURCE and p.task for p in choosing)
-        return Fluency(usual + GOOD_NATS, usual + FAIR_NATS, of_the_world if ours else None)
+        return Fluency(usual + GOOD_NATS, usual + FAIR_NATS, grammar)
 
     def _strengths(self, edit: Intervention) -> list[float]:
         """Factors of the edit's own strength, none past the largest that its method allows."""
-        limit = float(edit.params.get("max_strength", math.inf))
+        limit = self._limit(edit)
         asked = [factor * float(edit.strength) for factor in self.factors]
         return list(dict.fromkeys(math.copysign(min(abs(s), limit), s) for s in asked))
+
+    def _limit(self, edit: Intervention) -> float:
+        return float(edit.params.get("max_strength", math.inf))
 
     def _scores(self, name: str, edit: Intervention, job: Comparison) -> list[tuple[Any, ...]]:
         """Rows of arm, strength, mean score, and why there is none."""
@@ -439,18 +462,24 @@ class Points(Metric):
         else:
             value = self.checker(generation.prompt, generation.text)
             fraction = isinstance(value, bool | np.bool_)
-        value = float(value)
-        if math.isnan(value):
+        try:
+            points = float(value)
+        except (TypeError, ValueError):
+            raise self._refused(value) from None
+        if math.isnan(points):
             return 0.0
-        if not 0 <= value <= (1 if fraction else 2):
-            raise WorkbenchError(
-                f"evaluate({self.name}=...)",
-                "is no judgement",
-                expected="True or False, or points from 0 to 2",
-                got=value,
-                do="return a bool from the checker",
-            )
-        return (2.0 if value == 1 else float(value > 0)) if fraction else value
+        if not 0 <= points <= (1 if fraction else 2):
+            raise self._refused(value)
+        return (2.0 if points == 1 else float(points > 0)) if fraction else points
+
+    def _refused(self, value: object) -> WorkbenchError:
+        return WorkbenchError(
+            f"evaluate({self.name}=...)",
+            "is no judgement",
+            expected="True or False, or points from 0 to 2",
+            got=value,
+            do="return a bool from the checker",
+        )
 
 
 def scores_of(dose: Dose) -> list[float]:
@@ -463,8 +492,9 @@ def _checker(asked: Checker, name: str) -> Metric:
     return Points(found, name)
 
 
-def _factors(asked: Iterable[float | int]) -> list[float]:
-    factors = sorted({float(f) for f in asked}, key=lambda f: (abs(f), f))
+def _factors(asked: float | int | Iterable[float | int]) -> list[float]:
+    many = [asked] if isinstance(asked, float | int) else asked
+    factors = sorted({float(f) for f in many}, key=lambda f: (abs(f), f))
     if not factors or not all(math.isfinite(f) and f != 0 for f in factors):
         raise WorkbenchError(
             "evaluate(factors=...)",
@@ -476,19 +506,20 @@ def _factors(asked: Iterable[float | int]) -> list[float]:
     return factors
 
 
-def _arms(
-    edits: Edits, control: bool, seed: int
-) -> tuple[dict[str, Intervention | str], list[str]]:
-    """Every edit, each followed by its random control; and what has none."""
+def _arms(edits: Edits, seeds: tuple[int, ...]) -> tuple[dict[str, Intervention | str], list[str]]:
+    """Every edit, each followed by its random controls, one per seed; and what has none."""
     if isinstance(edits, Mapping):
         named = [edit.named(name) for name, edit in edits.items()]
     else:
         named = [edits] if isinstance(edits, Intervention) else list(edits)
     found, notes = [], []
     for edit in named:
-        twin = random_control(edit, seed) if control else None
-        found += [edit, *([twin] if twin else [])]
-        if control and twin is None:
+        twins = [twin for seed in seeds if (twin := random_control(edit, seed))]
+        if len(seeds) > 1:
+            names = [f"{edit.label} (random control, seed {seed})" for seed in seeds]
+            twins = [twin.named(name) for twin, name in zip(twins, names, strict=False)]
+        found += [edit, *twins]
+        if seeds and not twins:
             notes.append(f"no random control for {edit.label}: it has no direction")
     labels = [edit.label for edit in found]
     if not labels or len(set(labels)) < len(labels) or {BASE, PROMPTING} & set(labels):
@@ -515,7 +546,8 @@ def _halves(prompts: list[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt
     """Prompts that choose and prompts that are reported; those of one pair stay together."""
     groups: dict[Any, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        groups.setdefault(("alone", i) if prompt.pair is None else prompt.pair, []).append(i)
+        alone = ("says", prompt.text, repr(prompt.messages))
+        groups.setdefault(alone if prompt.pair is None else prompt.pair, []).append(i)
     drawn = list(groups.values())
     random.Random(f"evaluate/{seed}").shuffle(drawn)
     first = {i for group in drawn[: len(drawn) // 2] for i in group}
@@ -527,17 +559,29 @@ def _halves(prompts: list[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt
         raise WorkbenchError(
             "evaluate",
             "has too few prompts to split in half",
-            expected="at least 2, of different pairs",
+            expected="at least 2 that differ, of different pairs",
             got=len(prompts),
             do="give more; 50 or more make intervals that say something",
         )
     return halves
 
 
-def _best(rows: Sequence[tuple[Any, ...]]) -> float | None:
-    """The strength of the highest mean score; the weakest of equals."""
-    known = [(score, -abs(strength), strength) for _, strength, score, error in rows if not error]
+def _best(rows: Sequence[tuple[Any, ...]], near: float = 0.0) -> float | None:
+    """The strength of the highest mean score; of equals the one nearest to `near`."""
+    known = [(score, -abs(s - near), s) for _, s, score, error in rows if not error]
     return max(known)[2] if known else None
+
+
+def _warnings(
+    name: str, rows: Sequence[tuple[Any, ...]], best: float | None, limit: float
+) -> list[str]:
+    """What the choice of an edit's strength leaves open, in words."""
+    if all(score == 0 for _, _, score, error in rows if not error):
+        return [f"{name} scored 0 at every strength that was tried"] if best is not None else []
+    last = max(abs(strength) for _, strength, _, _ in rows)
+    if best is None or len(rows) == 1 or abs(best) < last or last >= limit:
+        return []
+    return [f"{name} is best at the largest strength tried, {best:.4g}: larger factors may do more"]
 
 
 def _choice(rows: Sequence[tuple[Any, ...]]) -> Table:

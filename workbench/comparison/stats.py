@@ -26,16 +26,24 @@ class Interval:
     p: float | None = None
 
 
+def full_marks(unit: str) -> float | None:
+    """The largest value of a unit that has one: 1 of a fraction, 2 of "points of 2"."""
+    if unit.startswith("points of "):
+        return float(unit.removeprefix("points of "))
+    return 1.0 if unit.startswith("fraction") else None
+
+
 def mean_interval(
-    values: Sequence[float] | np.ndarray, proportion: bool = False, seed: int = 0
+    values: Sequence[float] | np.ndarray, proportion: bool = False, seed: int = 0, top: float = 1.0
 ) -> Interval:
-    """Mean of per-prompt values, bootstrap interval; Wilson's for a `proportion` of 0s and 1s.
+    """Mean of per-prompt values, bootstrap interval; Wilson's for a `proportion` of 0s and `top`s.
 
     Fewer than two values have no interval: it is NaN.
     """
     values = _finite(values)
-    if proportion and len(values) > 1 and bool(np.isin(values, (0.0, 1.0)).all()):
-        return wilson(int(values.sum()), len(values))
+    if proportion and len(values) > 1 and bool(np.isin(values, (0.0, top)).all()):
+        found = wilson(int((values == top).sum()), len(values))
+        return Interval(top * found.mean, top * found.low, top * found.high, found.n)
     low, high = _bootstrap(values, seed)
     return Interval(_mean(values), low, high, len(values))
 
@@ -45,18 +53,20 @@ def paired_difference(
     base: Sequence[float] | np.ndarray,
     proportion: bool = False,
     seed: int = 0,
+    top: float = 1.0,
 ) -> Interval:
     """Mean of `arm - base` over prompts that both have, with bootstrap interval and sign-flip
     p-value.
 
     `arm[i]` and `base[i]` are the values of prompt i; a pair with a NaN is left out. Where every
-    difference of a `proportion` is the same, a bootstrap knows no spread: the interval then allows
+    difference of a `proportion` (of `top`) is the same, a bootstrap knows no spread: the interval then allows
     for as many other prompts as an exact binomial bound does.
     """
     differences = _finite(np.asarray(arm, float) - np.asarray(base, float))
     low, high = _bootstrap(differences, seed)
     if proportion and len(differences) > 1 and np.ptp(differences) == 0:
-        low, high = _unanimous(float(differences[0]), len(differences))
+        low, high = _unanimous(float(differences[0]) / top, len(differences))
+        low, high = top * low, top * high
     return Interval(_mean(differences), low, high, len(differences), _sign_flip(differences, seed))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.comparison.stats import holm, mean_interval, paired_difference
+from workbench.comparison.stats import full_marks, holm, mean_interval, paired_difference
 
 
 def summarise(frame: Any, base: str) -> Any:
@@ -33,13 +33,14 @@ def summarise(frame: Any, base: str) -> Any:
 
 def _row(wide: Any, arm: Any, base: str, metric: Any, unit: str) -> dict[str, Any]:
     nan = float("nan")
-    proportion = unit.startswith("fraction")
-    own = mean_interval(wide[arm].to_numpy(), proportion)
+    top = full_marks(unit)
+    share = {"proportion": top is not None, "top": top or 1.0}
+    own = mean_interval(wide[arm].to_numpy(), **share)
     row = {"metric": metric, "arm": arm, "unit": unit, "n": own.n}
     row |= {"mean": own.mean, "low": own.low, "high": own.high, "against": base}
     if arm == base:
         return row | {"difference": nan, "difference_low": nan, "difference_high": nan, "p": nan}
-    gap = paired_difference(wide[arm].to_numpy(), wide[base].to_numpy(), proportion)
+    gap = paired_difference(wide[arm].to_numpy(), wide[base].to_numpy(), **share)
     return row | {
         "difference": gap.mean,
         "difference_low": gap.low,

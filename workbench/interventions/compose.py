@@ -117,7 +117,7 @@ def _check_summable(edit: Intervention, earlier: Intervention) -> None:
 
 
 def _sum(a: Intervention, b: Intervention) -> Intervention:
-    """One addition at the sites of both; its strength is 1."""
+    """One addition at the sites of both; its strength is 1, or 0 where both are 0."""
     shifts: dict[str, Tensor] = {}
     for edit in (a, b):
         for site, tensors in edit.tensors.items():
@@ -127,7 +127,7 @@ def _sum(a: Intervention, b: Intervention) -> Intervention:
         a,
         method="custom",
         tensors={site: {"shift": shift.float()} for site, shift in shifts.items()},
-        strength=1.0,
+        strength=0.0 if a.is_zero and b.is_zero else 1.0,
         unit=SUM_UNIT,
         params={"parts": [e.label for e in (a, b)]},
         model=a.model or b.model,

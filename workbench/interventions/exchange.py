@@ -69,18 +69,20 @@ def import_vectors(
         layer_base: what the file calls block 0: 0, or 1 where it counts blocks from 1.
         model: which model it is for, such as `model.fingerprint`; None fits any of its width.
 
+    A file of `wb.save_edit` says all that itself and comes back as the edit it is.
+
     Raises:
-        FileRefused: no such file, a pickle, another format, vectors that are not float32, finite
-            and of one width, a file whose operation, site or layer base nobody named, or one that
-            names another than is asked for.
+        FileRefused: no such file, a pickle, another format, vectors that are not floating point,
+            finite and of one width, two for one layer, a file whose operation, site or layer base
+            nobody named, or one that names another than is asked for.
         UnknownName: no such operation or part.
     """
     path = Path(path)
     refuse_pickle(path)
     numbered, header = _read(path)
-    if header is not None and "format" in header:
-        return store.load(path)
     asked = {"operation": operation, "site": site, "layer_base": layer_base}
+    if header is not None and "format" in header:
+        return _whole(path, asked)
     said = _agreed(path, header, asked)
     edit = from_vectors(numbered, **said, model=model, where=f"import_vectors({str(path)!r})")
     return _described(path, edit, header, model)
@@ -229,7 +231,24 @@ def _read(path: Path) -> tuple[dict[int, Tensor], dict[str, Any] | None]:
         return {}, header
     if header is not None and not _is_header(header):
         raise _unreadable(where, "is corrupt: what it says about its vectors is no header", header)
-    return {_number(where, name): tensor for name, tensor in named.items()}, header
+    numbered = {_number(where, name): tensor for name, tensor in named.items()}
+    if len(numbered) < len(named):
+        raise _unreadable(where, "holds two vectors for one layer", sorted(named))
+    return numbered, header
+
+
+def _whole(path: Path, asked: Mapping[str, Any]) -> Intervention:
+    """A saved edit, which nothing may be asked of: it is more than vectors."""
+    named = {key: value for key, value in asked.items() if value is not None}
+    if named:
+        raise FileRefused(
+            f"import_vectors({str(path)!r})",
+            "is a whole edit, which says itself what is done with it",
+            expected="no operation, site or layer_base",
+            got=named,
+            do="leave them out; another use of its vectors is from_vectors(...)",
+        )
+    return store.load(path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -329,6 +348,9 @@ def _checked(
     where: str, vectors: Mapping[int, Tensor], operation: str, layer_base: int
 ) -> dict[int, Tensor]:
     """Vectors as `[d]` in float32 of their own memory; of length 1 where they are ablated."""
+    for vector in vectors.values():
+        if not vector.is_floating_point():
+            raise _unreadable(where, "holds numbers that are not floating point", vector.dtype)
     ready = {n: v.detach().cpu().squeeze().float().clone() for n, v in vectors.items()}
     shapes = {tuple(v.shape) for v in ready.values()}
     faults = {
@@ -362,7 +384,8 @@ def _unreadable(where: str, wrong: str, got: object) -> FileRefused:
 
 def _plain(edit: Intervention, where: str) -> tuple[str, str, dict[int, Tensor]]:
     """Operation, part and one vector per block of an edit that vectors alone can say."""
-    named = [sites.parse(text, _MANY_LAYERS)[0] for text in edit.sites if "*" not in text]
+    found = [sites.parse(text, _MANY_LAYERS) for text in edit.sites if "*" not in text]
+    named = [one[0] for one in found if len(one) == 1]
     parts = {site.part for site in named}
     ablates = _is_ablation(edit)
     wrong = {
@@ -372,6 +395,10 @@ def _plain(edit: Intervention, where: str) -> tuple[str, str, dict[int, Tensor]]
         "acts in a scope, which vectors cannot say": str(edit.scope) != "all",
         "acts at sites of several kinds": len(parts) != 1 or len(named) < len(edit.sites),
         "acts at a part of a site": any(site.selectors or site.layer is None for site in named),
+        "acts at one site twice": len(set(named)) < len(named),
+        "holds NaN or infinite values": not all(
+            bool(t.isfinite().all()) for group in edit.tensors.values() for t in group.values()
+        ),
     }
     for reason in (reason for reason, found in wrong.items() if found):
         raise _refused(edit, where, reason, "an addition or a full ablation after some blocks")
@@ -384,8 +411,13 @@ def _plain(edit: Intervention, where: str) -> tuple[str, str, dict[int, Tensor]]
 
 
 def _is_ablation(edit: Intervention) -> bool:
-    return edit.operation == "affine" and all(
-        set(t) == {"up", "down"} and len(t["up"]) == 1 and torch.equal(t["up"], -t["down"])
+    """Whether it removes one direction per site and does nothing else."""
+    plain = edit.operation == "affine" and "stepwise" not in edit.params
+    return plain and all(
+        set(t) == {"up", "down"}
+        and len(t["up"]) == 1
+        and torch.equal(t["up"], -t["down"])
+        and abs(float(t["down"].double().norm()) - 1) < 1e-3
         for t in edit.tensors.values()
     )
 

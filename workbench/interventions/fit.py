@@ -54,6 +54,7 @@ def fit(
             behind the prompt.
         sites: where rows are read and the edit acts; the method's own by default.
         pool: which positions become rows; the method's own by default.
+        progress: show bars; False also silences a method that trains.
         handed: what the method needs and a model cannot give, such as `dictionary=`.
 
     Raises:
@@ -71,9 +72,16 @@ def fit(
     chosen = _chosen(method, sites)
     options = {"batch_size": batch_size, "progress": progress}
     read = partial(contrast_of, model, asked, pool=pool or method.pool, **options)
-    contrast = read(chosen, positive=positive, negative=negative)
-    warn_of_swapped_labels(method, contrast)
-    return method.fit(contrast, **needed(method, model, handed, batch_size))
+    with torch.inference_mode(False):  # where the caller is in it, nothing could be trained
+        contrast = read(chosen, positive=positive, negative=negative)
+        warn_of_swapped_labels(method, contrast)
+        fitting = method if progress else quiet(method)
+        return fitting.fit(contrast, **needed(method, model, handed, batch_size))
+
+
+def quiet(method: SteeringMethod) -> SteeringMethod:
+    """The method without a bar of its own, which those that train have."""
+    return replace(method, progress=False) if getattr(method, "progress", False) else method  # pyright: ignore
 
 
 def _chosen(method: SteeringMethod, sites: str | Iterable[str] | None) -> list[str]:

@@ -75,7 +75,7 @@ def save(edit: Intervention, path: str | Path) -> Path:
     """Write an edit to `path`, whole or not at all.
 
     Raises:
-        EditError: strengths per row, or parameters that JSON cannot hold.
+        EditError: strengths per row, parameters that JSON cannot hold, or NaN, which `load` refuses.
         FileRefused: a name that ends as a pickle's does.
     """
     path = Path(path)
@@ -86,6 +86,15 @@ def save(edit: Intervention, path: str | Path) -> Path:
         for site, group in edit.tensors.items()
         for name, tensor in group.items()
     }
+    spoilt = [key for key, tensor in tensors.items() if bool(torch.isnan(tensor).any())]
+    if spoilt:
+        raise EditError(
+            f"edit {edit.label!r}",
+            "holds NaN, which no file of an edit may",
+            expected="numbers",
+            got=spoilt,
+            do="fit it again, in float32 or bfloat16",
+        )
     write_atomically(path, save_bytes(tensors, {_KEY: json.dumps(header)}))
     return path
 

@@ -81,7 +81,6 @@ class BoundEdit:
             self._strength = self._strength[rows]
         if isinstance(self._own_strength, Tensor):
             self._own_strength = self._own_strength[rows]
-        self._rows = None if self._rows is None else self._rows[rows]
 
     def drive(self, factors: Tensor) -> None:
         """In the next forwards act at `factors` `[batch]` times its own strength; 0 is not at all."""

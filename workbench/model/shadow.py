@@ -54,7 +54,7 @@ _HOOKS = (
 
 @dataclass(frozen=True)
 class Shadow:
-    """A model as the shadow sees it: `Around.again` of a forward is `Shadow(backend).at(frame)`.
+    """A second run of a model; `again` makes one of the tokens that a forward has read.
 
     Raises:
         EditError: a backend other than "transformers", or a model spread over several devices.

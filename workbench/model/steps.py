@@ -40,7 +40,8 @@ def driver(session: Session, state: Any, tokens: Tokens, decoder: Any) -> Driver
         return None
     edit = driven[0]
     controller = registry.get("stepwise", str(edit.params["stepwise"]))
-    if any(other is not edit for other in driven):
+    twice = len({one.site for one in session.bound if one.stepwise}) < len(driven)
+    if twice or any(other is not edit for other in driven):
         raise _refused(edit, "is not the only edit decided step by step", "one in a call", "two")
     if not state.use_cache:
         raise _refused(edit, "needs the KV cache", "use_cache=True", "use_cache=False")

@@ -24,8 +24,11 @@ class Around:
         prompt_lengths: `[batch, 1]` tokens of each row's prompt.
         values: this forward's tensors at the sites that `params["reads"]` names; `{layer}` in a
             name is the edit's own layer.
-        again: run the model anew, without any edit, on all tokens so far, with some of its parameters
-            changed; see `workbench.model.shadow`.
+        again: `again(site, columns, *, added=None, tangents=None, before=None)`, what a second run of
+            the model on all tokens so far, without any edit, holds at the last `columns` positions of
+            a site. `added` is added to parameters by name; along `tangents` the derivative comes back
+            in place of the value; `before` is a block put before block 0. See
+            `workbench.model.shadow.Shadow.values`.
     """
 
     positions: Tensor

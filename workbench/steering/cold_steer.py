@@ -143,12 +143,20 @@ class ColdSteer(SteeringMethod):
         return -torch.nn.functional.logsigmoid(self.beta * (means[0] - means[1]))
 
     def _site(self, sites: list[str]) -> str:
-        if self.layer is None:
-            return sites[(len(sites) - 1) // 2]
-        found = [site for site in sites if site.startswith(f"L{self.layer}.")]
+        """The site to edit: of the named layer, or the middle one."""
+        found = [s for s in sites if self.layer is None or s.startswith(f"L{self.layer}.")]
         if not found:
             raise unknown("ColdSteer(layer=)", "layer", f"L{self.layer}", sites)
-        return found[0]
+        site = found[(len(found) - 1) // 2]
+        if "[" in site:
+            raise WorkbenchError(
+                "ColdSteer.fit",
+                "cannot step at a part of a site",
+                expected="a whole site, such as L1.z",
+                got=site,
+                do="leave the selector out",
+            )
+        return site
 
     def _groups(self, contrast: Contrast) -> Groups:
         positive, negative = contrast.prompts or ((), ())

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import torch
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, unknown
 from workbench.registry import Citation, register
 from workbench.scopes import Scope
 from workbench.shapes import Float, Rows, Tensor
@@ -38,6 +38,9 @@ from workbench.stepwise.control_law import ControlLaw, slope, variance
 from workbench.tensors import Contrast, Intervention
 
 Token = int | str
+COMPONENTS, RIDGE = 64, 1.0
+"""Of the prediction that chooses the layer, as released."""
+OPTION = "correct the option"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,6 @@ class Rebalance(SteeringMethod):
         unit: scale S to length 1.
         low1, low2, high2: the law's values at low confidence, in O and in U.
         max_new_tokens: length of the traces it writes on its prompts.
-        n_components, ridge: of the prediction that chooses the layer.
     """
 
     boundary: tuple[Token, ...] = ("\n",)
@@ -85,8 +87,6 @@ class Rebalance(SteeringMethod):
     low2: float | int = -2.0
     high2: float | int = 0.1
     max_new_tokens: int = 96
-    n_components: int = 64
-    ridge: float | int = 1.0
 
     needs = ("dims", "run", "generate", "encode")
     sites = ""
@@ -140,9 +140,15 @@ class Rebalance(SteeringMethod):
         )
 
     def _check(self, dims: Any) -> None:
+        if self.sets not in ("paper", "released"):
+            raise unknown("Rebalance(sets)", "sets", self.sets, ("paper", "released"))
         if self.layer is not None and not 0 <= self.layer < dims.n_layers:
             raise _refused(
-                "Rebalance(layer)", "is beyond the model", f"0 to {dims.n_layers - 1}", self.layer
+                "Rebalance(layer)",
+                "is beyond the model",
+                f"0 to {dims.n_layers - 1}",
+                self.layer,
+                OPTION,
             )
         if not (self.low1 < 0 and all(map(math.isfinite, (self.low1, self.low2, self.high2)))):
             raise _refused(
@@ -150,9 +156,16 @@ class Rebalance(SteeringMethod):
                 "do not make a law",
                 "finite numbers, low1 below 0",
                 (self.low1, self.low2, self.high2),
+                OPTION,
             )
-        if not self.boundary:
-            raise _refused("Rebalance(boundary)", "is empty", "tokens that end a step", "none")
+        if not self.boundary or isinstance(self.boundary, str):
+            raise _refused(
+                "Rebalance(boundary)",
+                "is not a list of tokens",
+                "tokens that end a step",
+                repr(self.boundary),
+                OPTION,
+            )
 
     def _law(self, parts: Sequence[_Part]) -> ControlLaw:
         moved = [part.v for part in parts if not part.first]
@@ -178,9 +191,7 @@ class Rebalance(SteeringMethod):
     def _best(self, rows: dict[int, Rows], parts: Sequence[_Part]) -> tuple[int, dict[int, float]]:
         """The layer that predicts confidence best on every second step, and all their R^2."""
         c = torch.tensor([p.c for p in parts], dtype=torch.float64)
-        fits = {
-            n: _r2(h.double(), c, self.n_components, float(self.ridge)) for n, h in rows.items()
-        }
+        fits = {n: _r2(h.double(), c) for n, h in rows.items()}
         return max(fits, key=lambda n: fits[n]), fits
 
     def _vector(self, rows: Rows, parts: Sequence[_Part], law: ControlLaw) -> Float[Tensor, " d"]:
@@ -208,7 +219,11 @@ def _id(name: str, token: Token | None, encode: Callable[[str], list[int]]) -> i
     ids = encode(token)
     if len(ids) != 1:
         raise _refused(
-            f"Rebalance({name})", f"{token!r} is not one token", "one token, or its id", ids
+            f"Rebalance({name})",
+            f"{token!r} is not one token",
+            "a text that is one token at the start of a text, or an id",
+            ids,
+            "pass the id that stands in the model's own texts",
         )
     return ids[0]
 
@@ -260,24 +275,24 @@ def _rows(
     return {n: torch.stack(rows) for n, rows in found.items()}
 
 
-def _r2(rows: Rows, wanted: Tensor, n_components: int, ridge: float) -> float:
+def _r2(rows: Rows, wanted: Tensor) -> float:
     """R^2 on every second row of a ridge regression on principal components of the others."""
     train, test = rows[::2], rows[1::2]
     mean, level = train.mean(0), wanted[::2].mean()
-    directions = torch.linalg.svd(train - mean, full_matrices=False).Vh[:n_components]
+    directions = torch.linalg.svd(train - mean, full_matrices=False).Vh[:COMPONENTS]
     x, y = (train - mean) @ directions.T, wanted[::2] - level
     eye = torch.eye(x.shape[1], dtype=x.dtype)
-    weight = torch.linalg.solve(x.T @ x + ridge * eye, x.T @ y)
+    weight = torch.linalg.solve(x.T @ x + RIDGE * eye, x.T @ y)
     error = wanted[1::2] - level - ((test - mean) @ directions.T) @ weight
     spread = (wanted[1::2] - wanted[1::2].mean()).square().sum().clamp(min=1e-30)
     return float(1 - error.square().sum() / spread)
 
 
-def _refused(where: str, wrong: str, expected: object, got: object) -> WorkbenchError:
-    return WorkbenchError(
-        where,
-        wrong,
-        expected=expected,
-        got=got,
-        do="give more prompts, longer traces, another boundary, or sets='released'",
-    )
+def _refused(
+    where: str,
+    wrong: str,
+    expected: object,
+    got: object,
+    do: str = "give more prompts, longer traces, another boundary, or sets='released'",
+) -> WorkbenchError:
+    return WorkbenchError(where, wrong, expected=expected, got=got, do=do)

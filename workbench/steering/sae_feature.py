@@ -76,7 +76,7 @@ class Dictionary(Protocol):
     "steering",
     Citation(
         "Templeton, Conerly, Marcus, Lindsey, Bricken, et al.",
-        "Scaling Monosemanticity: Extracting Interpretable Features from Claude 3 Sonnet",
+        "Scaling Monosemanticity",
         2024,
         "https://transformer-circuits.pub/2024/scaling-monosemanticity/",
     ),

@@ -88,15 +88,16 @@ class SinkTrack(SteeringMethod):
                 "rule": "sink",
                 "reads": ["L{layer}.q", *info],
                 "scale": self.scale or dims.d_head**-0.5,
-                "layers": list(layers),
+                "max_strength": 1.0,
             },
             model=contrast.model,
         )
 
     def _chosen(self, n_layers: int) -> tuple[int, ...]:
-        every = self.every or max(1, min(max(2, n_layers // 8), n_layers - 2))
+        usual = max(1, min(max(2, n_layers // 8), n_layers - 2))
+        every = usual if self.every is None else self.every
         stop = n_layers - 1 if self.last is None else min(n_layers - 1, self.last + 1)
-        chosen = tuple(range(every, stop, every)) if self.layers is None else self.layers
+        chosen = tuple(range(every, stop, max(1, every))) if self.layers is None else self.layers
         if every < 1 or not chosen or any(not 0 < layer < n_layers for layer in chosen):
             raise WorkbenchError(
                 "SinkTrack.fit",

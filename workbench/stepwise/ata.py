@@ -65,8 +65,9 @@ class Ata:
     def step(self, step: Step) -> Float[Tensor, "batch vocab"]:
         """One forward under the decision so far, then the next decision."""
         logits = step.forward(1.0, told={"active": self.active})
-        self._add(torch.stack([step.values[site] for site in self.record(step.layers)]))
-        scores = self.scores(step.positions)
+        positions = step.positions
+        self._add([step.values[site] for site in self.record(step.layers)], positions)
+        scores = self.scores(positions)
         for row, line in enumerate(scores.tolist()):
             self.active[row] = advanced(int(self.active[row]), line, self.structure, self.gamma)
         return logits
@@ -79,11 +80,21 @@ class Ata:
         inside = [(positions >= a) & (positions < b) for a, b in self.spans]
         return torch.stack([(weighted * i).sum(-1) / i.sum(-1).clamp(min=1) for i in inside], -1)
 
-    def _add(self, patterns: Float[Tensor, "layer batch head query key"]) -> None:
-        new = patterns.double().mean((0, 2)).sum(1).cpu()
+    def _add(self, patterns: Sequence[Tensor], positions: Tensor) -> None:
+        """Add what this forward's tokens attend to, patterns `[batch, head, query, key]` per layer.
+
+        Queries and keys are the last columns: a sliding cache holds no others. Padding attends to
+        everything alike and does not count.
+        """
+        total = torch.zeros(positions.shape, dtype=torch.float64)
         if self.mass is not None:
-            new[:, : self.mass.shape[1]] += self.mass
-        self.mass = new
+            total[:, : self.mass.shape[1]] = self.mass
+        for pattern in patterns:
+            _, _, queries, keys = pattern.shape
+            padding = (positions[:, -queries:, None] < 0).to(pattern.device)
+            seen = pattern.mean(1, dtype=torch.float64).masked_fill(padding, 0.0).sum(1)
+            total[:, -keys:] += seen.cpu() / len(patterns)
+        self.mass = total
 
 
 def advanced(active: int, scores: Sequence[float], structure: str, gamma: float) -> int:

@@ -26,7 +26,8 @@ class Step(Protocol):
         layers: those the edit has sites in, ascending.
         prompts: ids of each row's prompt.
         ids: ids generated so far, per row.
-        confidences: largest probability of the distribution each of them was drawn from.
+        confidences: largest probability in the softmax of the logits each of them was drawn from,
+            whatever the decoder's temperature.
         positions: `[batch, column]` absolute position of every column so far, negative on padding.
         values: what `record` asked for, from the last forward.
     """

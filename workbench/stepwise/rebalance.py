@@ -2,7 +2,7 @@
 
 A step ends with a boundary token; when the model reads that token, the vector is added there with the
 coefficient of `workbench.stepwise.control_law` for the step just finished. Its confidence is the arithmetic
-mean of the largest probabilities its tokens (the boundary too) were drawn with.
+mean, over its tokens (the boundary too), of the largest probability at temperature 1.
 
 Shapes: per row.
 Units: confidences are probabilities.

@@ -9,7 +9,7 @@ from typing import Any
 from workbench import registry
 from workbench.errors import EditError, WorkbenchError
 from workbench.interventions.calibrate import calibrate
-from workbench.interventions.fit import _contrast, _needed, _warn_of_swapped_labels
+from workbench.interventions.fit import contrast_of, needed, quiet, warn_of_swapped_labels
 from workbench.records import Prompt
 from workbench.steering.base import SteeringMethod
 from workbench.sweep.strength_by_layer import sites_by_layer
@@ -60,8 +60,7 @@ class Fitted:
                 raise
             # a method is anybody's file: whatever it raises is its result, and the others go on
             except Exception as error:
-                said = str(error) if isinstance(error, WorkbenchError) else repr(error)
-                self._errors[name] = said
+                self._errors[name] = said(error)
         if name in self._errors:
             raise EditError(
                 f"sweep, method {name!r}",
@@ -71,6 +70,10 @@ class Fitted:
                 do="see that message, or leave the method out",
             )
         return self._edits[name]
+
+    def fits(self, name: str) -> bool:
+        """Whether the method has an edit."""
+        return name not in self._errors
 
     def at_layer(self, name: str, layer: int | None) -> Intervention:
         """The edit's share in one layer, or all of it for None.
@@ -123,8 +126,11 @@ class Fitted:
             try:
                 unit = self._calibrated(edit, prompts, float(target))
                 break
-            except EditError as error:
-                self.notes.append(f"{name} was not calibrated to {target:g} nats: {error}")
+            except Cancelled:
+                raise
+            except Exception as error:
+                reason = said(error)
+                self.notes.append(f"{name} was not calibrated to {target:g} nats: {reason}")
         else:
             self.notes.append(f"strengths of {name} are multiples of 1, not of a divergence")
         return sorted({min(m * unit, limit) for m in MULTIPLES})
@@ -147,12 +153,13 @@ class Fitted:
         method = self.methods[name]
         contrast = self._contrast(method, tuple(self.asked_sites(name)))
         handed = dict(self.handed.get(name, {}))
-        return method.fit(contrast, **_needed(method, self.model, handed, self.batch_size))
+        needs = needed(method, self.model, handed, self.batch_size)
+        return quiet(method).fit(contrast, **needs)
 
     def _contrast(self, method: SteeringMethod, sites: tuple[str, ...]) -> Contrast:
         key = (sites, method.pool)
         if key not in self._contrasts:
-            found = _contrast(
+            found = contrast_of(
                 self.model,
                 self.data,
                 list(sites),
@@ -162,9 +169,14 @@ class Fitted:
                 batch_size=self.batch_size,
                 progress=False,
             )
-            _warn_of_swapped_labels(method, found)
+            warn_of_swapped_labels(method, found)
             self._contrasts[key] = found
         return self._contrasts[key]
+
+
+def said(error: Exception) -> str:
+    """What an error says; with its kind where it is not one of ours."""
+    return str(error) if isinstance(error, WorkbenchError) else repr(error)
 
 
 def named_methods(asked: Methods) -> dict[str, SteeringMethod]:

@@ -48,14 +48,17 @@ from workbench.interventions.control import random_control
 from workbench.linalg import kl_divergence
 from workbench.model.tokens import as_prompts
 from workbench.records import Prompt
-from workbench.sweep.fitted import MULTIPLES, Fitted, Methods, named_methods
+from workbench.sweep.fitted import MULTIPLES, Fitted, Methods, named_methods, said
 from workbench.sweep.next_token import next_token
 from workbench.sweep.saved import Folder, hash_of
 from workbench.sweep.strength_by_layer import MAX_CELLS, Cell, checked_layers, checked_strengths
 from workbench.sweep.target import Target, last_logprobs, target_ids
+from workbench.sweep.told import told
 from workbench.tensors import Arm, Intervention
+from workbench.worker import Cancelled
 
-Strengths = Iterable[float | int] | Mapping[str, Iterable[float | int]] | None
+Numbers = float | int | Iterable[float | int]
+Strengths = Numbers | Mapping[str, Numbers] | None
 
 
 class MethodPoint(NamedTuple):
@@ -121,14 +124,16 @@ class MethodSweep:
         sites: other sites than a method's own, for all or by method.
         control: also a random direction of the same norm for every cell.
         prompting: words before every prompt that ask for what the methods steer towards.
-        path: a folder to keep finished rows in; the same call later goes on from there.
+        path: a folder to keep finished rows in; the same call later goes on from there. What failed
+            is tried again. Settings count by their content, tensors and functions included.
         handed: by method, what it needs and a model cannot give, such as `{"sae_feature":
             {"dictionary": ...}}`.
 
     Raises:
         UnknownName: no such method or metric.
         WorkbenchError: no prompts, layers or strengths, too many cells, a target that is not one
-            token, or a prompt that a metric cannot judge.
+            token, a prompt that a metric cannot judge, or, with `path`, something handed over whose
+            content cannot be seen.
         PromptError: a prompt too long for the context.
         FileRefused: `path` holds a sweep of other settings.
     """
@@ -141,7 +146,7 @@ class MethodSweep:
         data: Any,
         methods: Methods,
         *,
-        layers: Iterable[int | None] | None = None,
+        layers: int | Iterable[int | None] | None = None,
         strengths: Strengths = None,
         prompts: Any = None,
         metrics: Sequence[str | Metric] | None = None,
@@ -166,10 +171,13 @@ class MethodSweep:
         self.methods = named_methods(methods)
         _refuse_reserved(self.methods)
         asked = as_prompts(data)
-        self._fitted = Fitted(model, asked, self.methods, self._by_method(sites), handed or {})
+        self._fitted = Fitted(
+            model, asked, self.methods, self._by_method(sites), self._handed(handed)
+        )
         self._fitted.positive, self._fitted.negative = positive, negative
         self._fitted.batch_size = batch_size
-        self.options = {"max_new_tokens": max_new_tokens, "stop": stop, "batch_size": batch_size}
+        ends = stop if isinstance(stop, str) else tuple(stop)
+        self.options = {"max_new_tokens": max_new_tokens, "stop": ends, "batch_size": batch_size}
         self._job = self._checked_job(asked, prompts, metrics, target, decoder)
         self._target = target_ids(model, self.prompts, target)
         self.layers = _checked_layers(layers, model.n_layers)
@@ -297,6 +305,10 @@ class MethodSweep:
     ) -> MethodPoint:
         """The edit with the best mean of a metric among the cells that are done.
 
+        Of equals it is the one that moves the model least, in nats where they are measured. The best
+        of many cells on the same prompts looks better than it is: measure it again on others, such
+        as with `steering.evaluate`.
+
         Args:
             method: only this one.
             at_most: upper bounds of the means of other metrics, such as `{"kl_nats": 1.0}`.
@@ -331,8 +343,13 @@ class MethodSweep:
                 else "sort table().frame() yourself",
             )
         sign = 1.0 if better == "higher" else -1.0
-        # the weakest of equals: what does the same with less
-        return max(fit, key=lambda p: (sign * means[p][metric], -abs(p.strength)))
+
+        def rank(p: MethodPoint) -> tuple[float, float, float]:
+            # strengths of two methods are in two units; nats are the same for all
+            nats = means[p].get("kl_nats", means[p].get("next_token_kl_nats", 0.0))
+            return sign * means[p][metric], -nats, -abs(p.strength)
+
+        return max(fit, key=rank)
 
     def table(self) -> Table:
         """All computed numbers, a row per setting, prompt and metric."""
@@ -365,7 +382,7 @@ class MethodSweep:
         kept = self._folder.cells(file, self.prompts, arms) if self._folder and file else None
         if kept is None:
             kept = self._computed(row, arms)
-            if self._folder and file:
+            if self._folder and file and not all(cell.error for cell in kept):
                 self._folder.write_cells(file, kept)
         return kept
 
@@ -382,10 +399,16 @@ class MethodSweep:
             return [Cell(error="no random control: the edit has no direction")] * len(row)
         strengths = [p.strength for p in row]
         written, read = [Dose()] * len(row), [Dose()] * len(row)
-        if self._job.metrics:
-            written = doses(self._job, edit, strengths, self.seed, arms)
-        if self._target:
-            read = self._next_tokens(edit, strengths)
+        try:
+            if self._job.metrics:
+                written = doses(self._job, edit, strengths, self.seed, arms)
+            if self._target:
+                read = self._next_tokens(edit, strengths)
+        except Cancelled:
+            raise
+        # as where it is fitted; what a metric raises of any text, the base has raised before
+        except Exception as error:
+            return [Cell(error=said(error))] * len(row)
         return [_merged(a, b) for a, b in zip(read, written, strict=True)]
 
     def _unedited(self, arm: Arm) -> Cell:
@@ -422,19 +445,18 @@ class MethodSweep:
         if name in self._strengths:
             return self._strengths[name]
         file = f"strengths-{list(self.methods).index(name):02d}"
-        kept = self._folder.read(file) if self._folder else None
+        kept = self._folder.strengths(file) if self._folder else None
         if kept is None:
-            before = len(self._fitted.notes)
-            found = self._fitted.strengths(
-                name, self.layers_of(name), self.prompts, self.target_kl_nats
-            )
-            kept = {"strengths": found, "notes": self._fitted.notes[before:]}
-            if self._folder:
-                self._folder.write(file, kept)
+            before, layers = len(self._fitted.notes), self.layers_of(name)
+            found = self._fitted.strengths(name, layers, self.prompts, self.target_kl_nats)
+            # what failed is tried again when the sweep goes on: its reason may be gone by then
+            if self._folder and self._fitted.fits(name):
+                self._folder.write_strengths(file, found, self._fitted.notes[before:])
         else:
-            self._fitted.notes.extend(kept["notes"])
-        self._strengths[name] = kept["strengths"]
-        return self._strengths[name]
+            found, notes = kept
+            self._fitted.notes.extend(notes)
+        self._strengths[name] = found
+        return found
 
     def _means(self, point: MethodPoint) -> dict[str, float]:
         values = self.done[point].values.items()
@@ -447,12 +469,15 @@ class MethodSweep:
         if asked is None:
             return {}
         if not isinstance(asked, Mapping):
-            many = asked if isinstance(asked, str) else list(asked)
+            many = asked if isinstance(asked, str | int | float) else list(asked)
             return dict.fromkeys(self.methods, many)
         for name in asked:
             if name not in self.methods:
                 raise unknown("sweep", "method", name, self.methods)
         return dict(asked)
+
+    def _handed(self, asked: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+        return {name: dict(given) for name, given in self._by_method(asked).items()}
 
     def _checked_job(
         self,
@@ -478,7 +503,8 @@ class MethodSweep:
         named = checked_metrics(metrics) if len(metrics) else {}
         job = Comparison(self.model, many, named, decoder, self.options)
         job.refuse([self.seed])
-        self.model.tokens(many, room=self.options["max_new_tokens"] if named else 0)
+        told = [prefixed(prompt, self.prompting) for prompt in many]
+        self.model.tokens(told, room=self.options["max_new_tokens"] if named else 0)
         return job
 
     def _refuse_too_many(self) -> None:
@@ -510,22 +536,22 @@ class MethodSweep:
         fitted = self._fitted
         return {
             "model": asdict(self.model.fingerprint),
-            "methods": {name: repr(method) for name, method in self.methods.items()},
+            "methods": told(self.methods),
             "data": hash_of(data),
             "prompts": hash_of(self.prompts),
             "layers": self.layers,
             "strengths": {k: self._strengths.get(k) for k in self.methods} if strengths else None,
-            "metrics": {name: repr(metric) for name, metric in self._job.metrics.items()},
+            "metrics": told(self._job.metrics),
             "target": self._target,
-            "sites": repr(self._by_method(sites)),
-            "handed": {name: sorted(given) for name, given in fitted.handed.items()},
-            "classes": [repr(fitted.positive), repr(fitted.negative)],
+            "sites": told(self._by_method(sites)),
+            "handed": told(fitted.handed),
+            "classes": told([fitted.positive, fitted.negative]),
             "control_seed": self.control_seed,
             "prompting": self.prompting,
-            "decoder": repr(self.decoder),
+            "decoder": told(self.decoder),
             "seed": self.seed,
             "target_kl_nats": self.target_kl_nats,
-            "options": {k: list(v) if k == "stop" else v for k, v in self.options.items()},
+            "options": told(self.options),
         }
 
     def _provenance(self) -> dict[str, Any]:
@@ -568,10 +594,10 @@ def _kind(point: MethodPoint) -> str:
     return "control" if point.control else "edit"
 
 
-def _checked_layers(asked: Iterable[int | None] | None, n_layers: int) -> list[int | None]:
+def _checked_layers(asked: int | Iterable[int | None] | None, n_layers: int) -> list[int | None]:
     if asked is None:
         return list(range(n_layers))
-    many = list(asked)
+    many = [asked] if isinstance(asked, int) else list(asked)
     whole = [None] if None in many else []
     blocks = [y for y in many if y is not None]
     return [*(checked_layers(blocks, range(n_layers)) if blocks or not whole else []), *whole]

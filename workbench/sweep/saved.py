@@ -38,6 +38,8 @@ class Folder:
             write_atomically(manifest, json.dumps(wanted, indent=1).encode())
             return
         found = self._json(manifest)
+        if not isinstance(found, dict):
+            raise self._damaged(manifest.name, "settings of a sweep", found)
         other = [k for k in wanted if found.get(k) != wanted[k]]
         if other:
             raise self._refused(
@@ -47,44 +49,62 @@ class Folder:
                 "choose another folder, or the settings of this one",
             )
 
-    def read(self, name: str) -> Any:
-        """The plain values kept under a name; None where there are none."""
-        path = self.path / f"{name}.json"
-        return self._json(path) if path.exists() else None
+    def strengths(self, name: str) -> tuple[list[float], list[str]] | None:
+        """A method's strengths and notes kept under a name; None where there are none."""
+        plain = self._read(name)
+        if plain is None:
+            return None
+        try:
+            found = [float(s) for s in plain["strengths"]], [str(n) for n in plain["notes"]]
+        except (KeyError, TypeError, ValueError) as reason:
+            raise self._damaged(f"{name}.json", "strengths and notes", reason) from None
+        return found
 
-    def write(self, name: str, values: Any) -> None:
-        """Keep plain values, in one step."""
-        write_atomically(self.path / f"{name}.json", json.dumps(values).encode())
+    def write_strengths(self, name: str, strengths: list[float], notes: list[str]) -> None:
+        """Keep them, in one step."""
+        self._write(name, {"strengths": strengths, "notes": notes})
 
     def cells(self, name: str, prompts: Sequence[Prompt], arms: Sequence[str]) -> list[Cell] | None:
         """The cells kept under a name, their prompts and arms put back."""
-        plain = self.read(name)
+        plain = self._read(name)
         if plain is None:
             return None
         try:
             return [_cell(one, prompts, arm) for one, arm in zip(plain, arms, strict=True)]
-        except (KeyError, TypeError, ValueError) as reason:
-            raise self._refused(
-                f"has a damaged file {name}.json", "cells of a sweep", reason, "delete that file"
-            ) from None
+        except (AttributeError, KeyError, TypeError, ValueError) as reason:
+            raise self._damaged(f"{name}.json", "cells of a sweep", reason) from None
 
     def write_cells(self, name: str, cells: Sequence[Cell]) -> None:
         """Keep cells, in one step."""
-        self.write(name, [_plain(cell) for cell in cells])
+        self._write(name, [_plain(cell) for cell in cells])
+
+    def _read(self, name: str) -> Any:
+        path = self.path / f"{name}.json"
+        return self._json(path) if path.exists() else None
+
+    def _write(self, name: str, values: Any) -> None:
+        write_atomically(self.path / f"{name}.json", json.dumps(values).encode())
 
     def _json(self, path: Path) -> Any:
         try:
-            return json.loads(path.read_text("utf-8"))
+            found = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as reason:
-            raise self._refused(
-                f"has a damaged file {path.name}", "JSON", reason, "delete that file"
-            ) from None
+            raise self._damaged(path.name, "JSON", reason) from None
+        if found is None:
+            raise self._damaged(path.name, "values", found)
+        return found
 
     def _refuse_strangers(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise self._refused(
                 "is no sweep", "a new or empty folder", "other files", "choose another folder"
             )
+
+    def _damaged(self, name: str, expected: str, got: object) -> FileRefused:
+        # nothing else says what the rows are of
+        lost = name == "sweep.json"
+        do = "choose another folder" if lost else "delete that file; the others are kept"
+        return self._refused(f"has a damaged file {name}", expected, got, do)
 
     def _refused(self, wrong: str, expected: object, got: object, do: str) -> FileRefused:
         return FileRefused(
@@ -113,4 +133,7 @@ def _cell(plain: Mapping[str, Any], prompts: Sequence[Prompt], arm: str) -> Cell
     )
     if len(texts) != len(plain["generations"]):
         raise ValueError("more texts than prompts")
-    return Cell(dict(plain["values"]), texts, plain["error"])
+    values = {name: [float(v) for v in many] for name, many in plain["values"].items()}
+    if any(len(many) != len(prompts) for many in values.values()):
+        raise ValueError("not one number per prompt")
+    return Cell(values, texts, str(plain["error"]))

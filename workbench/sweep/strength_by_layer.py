@@ -231,9 +231,10 @@ def checked_layers(asked: Iterable[int], have: Iterable[int]) -> list[int]:
     return layers
 
 
-def checked_strengths(asked: Iterable[float | int]) -> list[float]:
-    """Strengths in order, once each; refuses none, and what is not finite."""
-    strengths = sorted({float(s) for s in asked})
+def checked_strengths(asked: float | int | Iterable[float | int]) -> list[float]:
+    """Strengths in order, once each, or the only one; refuses none, and what is not finite."""
+    many = [asked] if isinstance(asked, float | int) else asked
+    strengths = sorted({float(s) for s in many})
     if not strengths or not all(map(math.isfinite, strengths)):
         raise _refused("has no strengths", "finite numbers", strengths, "pass strengths=[-1, 0, 1]")
     return strengths
