@@ -13,7 +13,7 @@ import workbench as wb
 from tests import tiny
 from workbench import steering, tasks
 from workbench.comparison import evaluate as module
-from workbench.comparison.doses import Dose, doses, undosed
+from workbench.comparison.doses import Cell, doses, undosed
 from workbench.comparison.evaluate import evaluate, harmonic
 from workbench.comparison.grammar import of_the_world
 from workbench.comparison.metrics.base import Evidence
@@ -42,14 +42,14 @@ def planted(monkeypatch, plan: Plan) -> list[tuple[str, float, list[int]]]:
     """Outcomes by hand in the place of generation; returns what was asked, arm by arm."""
     asked: list[tuple[str, float, list[int]]] = []
 
-    def one(job: Comparison, name: str, strength: float) -> Dose:
+    def one(job: Comparison, name: str, strength: float) -> Cell:
         numbers = [int((p.text or "")[1:]) for p in job.prompts]
         asked.append((name, strength, numbers))
         rows = [plan(name, strength, i) for i in numbers]
         values = {p: [float(r[k]) for r in rows] for k, p in enumerate(module.PARTS)}
         extra = {m: [1.0] * len(rows) for m in job.metrics if m not in values}
         texts = (Generation(p, name, 0, (1,), "x", (0.0,), "eos") for p in job.prompts)
-        return Dose({**{m: values[m] for m in values if m in job.metrics}, **extra}, tuple(texts))
+        return Cell({**{m: values[m] for m in values if m in job.metrics}, **extra}, tuple(texts))
 
     def many(job, edit, strengths, seed, names):
         return [one(job, edit.label, s) for s in strengths]

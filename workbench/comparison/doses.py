@@ -14,8 +14,8 @@ from workbench.tensors import Arm, Intervention
 
 
 @dataclass(frozen=True)
-class Dose:
-    """What one strength gave.
+class Cell:
+    """What one setting gave.
 
     Attributes:
         values: per metric, one number per prompt.
@@ -28,18 +28,18 @@ class Dose:
     error: str = ""
 
 
-def undosed(job: Comparison, arm: Arm, seed: int) -> Dose:
+def undosed(job: Comparison, arm: Arm, seed: int) -> Cell:
     """The arm as it is, on every prompt of the job; an EditError is told in the result."""
     try:
         texts = job.generate(arm, seed)
-        return Dose(_by_metric(job, arm, seed, texts), tuple(texts))
+        return Cell(_by_metric(job, arm, seed, texts), tuple(texts))
     except EditError as error:
-        return Dose(error=str(error))
+        return Cell(error=str(error))
 
 
 def doses(
     job: Comparison, edit: Intervention, strengths: Sequence[float], seed: int, names: Sequence[str]
-) -> list[Dose]:
+) -> list[Cell]:
     """The edit at every strength; `names[i]` is what the generations of strength i call their arm.
 
     Rows are prompts times strengths. Where the batch fails, halves of it tell which strength it was,
@@ -61,7 +61,7 @@ def doses(
 
 def _batch(
     job: Comparison, edit: Intervention, strengths: Sequence[float], seed: int, names: Sequence[str]
-) -> list[Dose]:
+) -> list[Cell]:
     n = len(job.prompts)
     wide = replace(job, prompts=job.prompts * len(strengths))
     per_row = torch.tensor([float(s) for s in strengths]).repeat_interleave(n)
@@ -69,7 +69,7 @@ def _batch(
     texts = wide.generate(arm, seed)
     values = _by_metric(wide, arm, seed, texts)
     return [
-        Dose(
+        Cell(
             {metric: numbers[i * n : i * n + n] for metric, numbers in values.items()},
             tuple(replace(text, arm=name) for text in texts[i * n : i * n + n]),
         )

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from workbench import registry
 from workbench.comparison.arms import prefixed
-from workbench.comparison.doses import Dose, doses, undosed
+from workbench.comparison.doses import Cell, doses, undosed
 from workbench.comparison.grammar import SOURCE, of_the_world
 from workbench.comparison.metrics.accuracy import Accuracy
 from workbench.comparison.metrics.base import Evidence, Metric
@@ -482,7 +482,7 @@ class Points(Metric):
         )
 
 
-def scores_of(dose: Dose) -> list[float]:
+def scores_of(dose: Cell) -> list[float]:
     """The harmonic mean of concept, instruction and fluency, one per prompt."""
     return [harmonic(*parts) for parts in zip(*(dose.values[p] for p in PARTS), strict=True)]
 

@@ -38,7 +38,7 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.comparison.arms import prefixed
-from workbench.comparison.doses import Dose, doses, undosed
+from workbench.comparison.doses import Cell, doses, undosed
 from workbench.comparison.metrics.base import Metric
 from workbench.comparison.provenance import provenance
 from workbench.comparison.run import Comparison, checked_metrics
@@ -51,7 +51,7 @@ from workbench.records import Prompt
 from workbench.sweep.fitted import MULTIPLES, Fitted, Methods, named_methods, said
 from workbench.sweep.next_token import next_token
 from workbench.sweep.saved import Folder, hash_of
-from workbench.sweep.strength_by_layer import MAX_CELLS, Cell, checked_layers, checked_strengths
+from workbench.sweep.strength_by_layer import MAX_CELLS, checked_layers, checked_strengths
 from workbench.sweep.target import Target, last_logprobs, target_ids
 from workbench.sweep.told import told
 from workbench.tensors import Arm, Intervention
@@ -398,7 +398,7 @@ class MethodSweep:
         if edit is None:
             return [Cell(error="no random control: the edit has no direction")] * len(row)
         strengths = [p.strength for p in row]
-        written, read = [Dose()] * len(row), [Dose()] * len(row)
+        written, read = [Cell()] * len(row), [Cell()] * len(row)
         try:
             if self._job.metrics:
                 written = doses(self._job, edit, strengths, self.seed, arms)
@@ -412,7 +412,7 @@ class MethodSweep:
         return [_merged(a, b) for a, b in zip(read, written, strict=True)]
 
     def _unedited(self, arm: Arm) -> Cell:
-        written = undosed(self._job, arm, self.seed) if self._job.metrics else Dose()
+        written = undosed(self._job, arm, self.seed) if self._job.metrics else Cell()
         if not self._target:
             return _merged(written)
         base = last_logprobs(self.model, self.prompts, self.options["batch_size"])
@@ -420,9 +420,9 @@ class MethodSweep:
         own = last_logprobs(self.model, told, self.options["batch_size"]) if arm.prefix else base
         chances = own.gather(1, torch.tensor(self._target)[:, None])[:, 0].exp()
         values = chances, kl_divergence(own, base)
-        return _merged(Dose(dict(zip(NEXT, (v.tolist() for v in values), strict=True))), written)
+        return _merged(Cell(dict(zip(NEXT, (v.tolist() for v in values), strict=True))), written)
 
-    def _next_tokens(self, edit: Intervention, strengths: list[float]) -> list[Dose]:
+    def _next_tokens(self, edit: Intervention, strengths: list[float]) -> list[Cell]:
         found = next_token(
             self.model,
             self.prompts,
@@ -438,7 +438,7 @@ class MethodSweep:
         for s in strengths:
             error, i = found.errors.get((0, s), ""), found.strengths.index(s)
             numbers = (chances[i].tolist(), kl[i].tolist())
-            out.append(Dose({} if error else dict(zip(NEXT, numbers, strict=True)), (), error))
+            out.append(Cell({} if error else dict(zip(NEXT, numbers, strict=True)), (), error))
         return out
 
     def _strengths_of(self, name: str) -> list[float]:
@@ -574,7 +574,7 @@ class MethodSweep:
         )
 
 
-def _merged(*parts: Dose) -> Cell:
+def _merged(*parts: Cell) -> Cell:
     values = {k: v for part in parts for k, v in part.values.items()}
     texts = tuple(g for part in parts for g in part.generations)
     return Cell(values, texts, next((part.error for part in parts if part.error), ""))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from workbench import sites
+from workbench.comparison.doses import Cell
 from workbench.comparison.metrics.base import Metric
 from workbench.comparison.provenance import provenance
 from workbench.comparison.run import Comparison, checked_metrics
@@ -15,7 +15,6 @@ from workbench.comparison.table import Table
 from workbench.errors import EditError, WorkbenchError
 from workbench.interventions.control import random_control
 from workbench.model.tokens import as_prompts
-from workbench.records import Generation
 from workbench.tensors import Arm, Intervention
 
 STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -32,21 +31,6 @@ class Point(NamedTuple):
 
 BASE = Point(-1, 0.0)
 """The model as it is; strength 0 at any layer is this, bit for bit."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one setting gave.
-
-    Attributes:
-        values: per metric, one number per prompt.
-        generations: one per prompt.
-        error: why there are none, in words.
-    """
-
-    values: dict[str, list[float]] = field(default_factory=dict)
-    generations: tuple[Generation, ...] = ()
-    error: str = ""
 
 
 class StrengthByLayer:
