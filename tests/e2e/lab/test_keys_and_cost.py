@@ -114,7 +114,9 @@ def without_heartbeat(up: list[bytes], down: list[bytes]) -> tuple[list[bytes], 
 
 STEPPED = """
 class Stepped(LiveEdit):
-    "One frame a step, as a widget without a stream."
+    "One frame a step, as a widget without a stream, nor progress: a slow machine tells more of it."
+    def _tell_progress(self):
+        pass
     def _show(self, part):
         pass
 """
