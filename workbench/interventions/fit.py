@@ -27,7 +27,7 @@ from workbench.model.tokens import as_prompts
 from workbench.records import Prompt
 from workbench.shapes import Float, Rows, Tensor
 from workbench.steering.base import SteeringMethod
-from workbench.tensors import Contrast, Intervention
+from workbench.tensors import Activations, Contrast, Intervention
 
 ENOUGH_PAIRS = 12
 """Fewer rows in a half say too little about a sign."""
@@ -102,13 +102,19 @@ def contrast_of(
 ) -> Contrast:
     """Rows of both classes; the prompts alone where no sites are read."""
     many = [p for p in prompts if p.label in (positive, negative)]
-    read = sites or ["embed"]
-    tails = None
-    if any("completion" in p.meta for p in many):
-        tails = [_ids(model, p.meta.get("completion", "")) for p in many]
-    acts = record(model, many or prompts, read, pool, completions=tails, **options)
+    acts = _recorded(model, many or prompts, sites or ["embed"], pool, **options)
     found = acts.contrast(positive, negative)
     return found if sites else replace(found, positive={}, negative={})
+
+
+def _recorded(
+    model: Any, prompts: list[Prompt], sites: Any, pool: str, **options: Any
+) -> Activations:
+    """Rows of prompts, each read with its completion where any has one."""
+    tails = None
+    if any("completion" in p.meta for p in prompts):
+        tails = [_ids(model, p.meta.get("completion", "")) for p in prompts]
+    return record(model, prompts, sites, pool, completions=tails, **options)
 
 
 def _ids(model: Any, text: str) -> list[int]:
@@ -153,12 +159,8 @@ def _rows(
     edits: Iterable[Intervention] = (),
     pool: str = "last",
 ) -> dict[str, Rows]:
-    many = as_prompts(prompts)
-    tails = None
-    if any("completion" in p.meta for p in many):
-        tails = [_ids(model, p.meta.get("completion", "")) for p in many]
-    options = {"completions": tails, "edits": edits, "batch_size": batch_size, "progress": False}
-    return dict(record(model, many, sites, pool, **options).values)
+    options = {"edits": edits, "batch_size": batch_size, "progress": False}
+    return dict(_recorded(model, as_prompts(prompts), sites, pool, **options).values)
 
 
 def warn_of_swapped_labels(method: SteeringMethod, contrast: Contrast) -> None:

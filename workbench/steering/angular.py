@@ -39,7 +39,7 @@ from workbench.errors import WorkbenchError
 from workbench.linalg import first_component, mean_difference, unit
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Rows, Tensor, Vector
-from workbench.sites import parse
+from workbench.sites import depth_of
 from workbench.steering.base import SteeringMethod, sites_of
 from workbench.tensors import Contrast, Intervention, finite
 
@@ -152,7 +152,7 @@ def _one_width(contrast: Contrast) -> None:
 
 
 def _shared_plane(directions: dict[str, Vector]) -> Plane:
-    order = sorted(directions, key=lambda s: parse(s, 10**6)[0].depth)
+    order = sorted(directions, key=depth_of)
     stacked = torch.stack([directions[s] for s in order])
     b1 = stacked[int((stacked @ stacked.mT).mean(1).argmax())]
     return _plane("all sites", b1, first_component(stacked, centred=True), stacked.flip(0))

@@ -24,7 +24,7 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.registry import Citation, register
 from workbench.shapes import Rows, Tensor, Vector
-from workbench.sites import parse
+from workbench.sites import depth_of
 from workbench.steering.base import SteeringMethod, sites_of
 from workbench.tensors import Contrast, Intervention
 
@@ -58,7 +58,7 @@ class AuSteer(SteeringMethod):
                 than `n_units`.
         """
         found = {s: _momentum(p, n) for s, p, n in sites_of(contrast, "AuSteer", paired=True)}
-        chosen = self._largest({s: found[s] for s in sorted(found, key=_depth)})
+        chosen = self._largest({s: found[s] for s in sorted(found, key=depth_of)})
         return Intervention(
             "au_steer",
             "affine",
@@ -91,7 +91,3 @@ def _momentum(positive: Rows, negative: Rows) -> Vector:
     difference = positive.double() - negative.double()
     up, down = (difference > 0).double().mean(0), (difference < 0).double().mean(0)
     return torch.where(up >= down, up, -down)
-
-
-def _depth(text: str) -> tuple[int, int]:
-    return parse(text, 10**6)[0].depth

@@ -35,7 +35,7 @@ from workbench.linalg import logistic, mean_difference, projection_spread, unit
 from workbench.registry import Citation, register
 from workbench.seeds import derive
 from workbench.shapes import Float, Rows, Tensor, Vector
-from workbench.sites import parse
+from workbench.sites import depth_of, parse
 from workbench.steering.base import Need, SteeringMethod, sites_of
 from workbench.tensors import Contrast, Intervention, above_zero
 
@@ -86,7 +86,7 @@ class Iti(SteeringMethod):
         """
         self._check()
         classes: dict[str, Classes] = {}
-        for found in sorted(sites_of(contrast, "Iti"), key=lambda one: _depth(one[0])):
+        for found in sorted(sites_of(contrast, "Iti"), key=lambda one: depth_of(one[0])):
             classes |= dict(_heads(*found, dims))
         split = self._split(contrast, *next(iter(classes.values())))
         scores = {site: self._accuracy(pair, split) for site, pair in classes.items()}
@@ -187,10 +187,6 @@ def _heads(
     halves = [rows.unflatten(1, (dims.n_heads, dims.d_head)) for rows in (positive, negative)]
     for head in range(dims.n_heads):
         yield f"{site}[head={head}]", (halves[0][:, head], halves[1][:, head])
-
-
-def _depth(text: str) -> tuple[int, int]:
-    return parse(text, 10**6)[0].depth
 
 
 def _differ(positive: Rows, negative: Float[Tensor, "other d"]) -> bool:

@@ -31,7 +31,7 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Rows, Tensor
-from workbench.sites import parse
+from workbench.sites import depth_of
 from workbench.steering.base import Need, SteeringMethod, check_read_again, sites_of
 from workbench.tensors import Contrast, Intervention
 
@@ -100,7 +100,7 @@ class LinearAct(SteeringMethod):
                 do="use workbench.steering.fit",
             )
         sources = contrast.prompts[1]
-        order = sorted(contrast.positive, key=lambda s: parse(s, 10**6)[0].depth)
+        order = sorted(contrast.positive, key=depth_of)
         found: dict[str, dict[str, Tensor]] = {}
         for site in order:
             lower = [self._edit(contrast, dict(found))] if found else []

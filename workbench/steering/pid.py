@@ -26,7 +26,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.linalg import mean_difference, unit
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Rows, Tensor, Vector
-from workbench.sites import parse
+from workbench.sites import depth_of
 from workbench.steering.base import Need, SteeringMethod, check_read_again, sites_of
 from workbench.tensors import Contrast, Intervention, finite
 
@@ -82,7 +82,7 @@ class Pid(SteeringMethod):
         data = {site: (p, n) for site, p, n in sites_of(contrast, "Pid")}
         errors: list[Vector] = []
         tensors: dict[str, dict[str, Tensor]] = {}
-        for site in sorted(data, key=_depth):
+        for site in sorted(data, key=depth_of):
             positive, negative = data[site]
             if rows is not None and self.sequential:
                 negative = self._read_again(contrast, rows, site, tensors)
@@ -155,7 +155,3 @@ class Pid(SteeringMethod):
         read = rows(contrast.prompts[1], [site])[site]
         check_read_again(f"Pid.fit at {site}", read, contrast.negative[site])
         return read
-
-
-def _depth(text: str) -> tuple[int, int]:
-    return parse(text, 10**6)[0].depth

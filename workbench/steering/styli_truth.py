@@ -32,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from workbench.errors import WorkbenchError, unknown
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Rows, Tensor
-from workbench.sites import parse
+from workbench.sites import depth_of, parse
 from workbench.steering.base import SteeringMethod, sites_of
 from workbench.tensors import Contrast, Intervention, finite
 
@@ -201,7 +201,7 @@ def _heads(contrast: Contrast, dims: Any) -> dict[Head, Sides]:
 
 
 def _depth(head: Head) -> tuple[int, int]:
-    return parse(head[0], 10**6)[0].depth[0], head[1]
+    return depth_of(head[0])[0], head[1]
 
 
 def _best(heads: Mapping[Head, Sides], n: int) -> set[Head]:
