@@ -16,6 +16,8 @@ from workbench.errors import WorkbenchError, unknown
 
 FAMILIES: dict[str, str] = {
     "tasks": "workbench.tasks",
+    "locate": "workbench.locate",
+    "probes": "workbench.probes",
     "steering": "workbench.steering",
     "rules": "workbench.rules",
     "stepwise": "workbench.stepwise",

@@ -19,10 +19,19 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ground", ("tensors", "registry", "linalg", "operations")),
     (
         "methods",
-        ("steering", "probes", "decoding", "tasks", "comparison.metrics", "rules", "stepwise"),
+        (
+            "locate",
+            "probes",
+            "steering",
+            "decoding",
+            "tasks",
+            "comparison.metrics",
+            "rules",
+            "stepwise",
+        ),
     ),
     ("machinery", ("prompts", "model", "activations", "interventions")),
-    ("experiments", ("comparison", "zoo", "sweep", "rl", "worker")),
+    ("experiments", ("comparison", "patching", "probing", "zoo", "sweep", "rl", "worker")),
     ("display", ("figures", "reporting")),
     ("doors", ("cli", "lab", "doctor", "catalogue", "__main__", "__init__")),
 )

@@ -37,7 +37,7 @@ def provenance(
         "n_prompts": len(prompts),
         "prompts_hash": _hash(prompts),
         "stop": [stop] if isinstance(stop, str) else list(stop),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "device": f"{model.device}",
         "dtype": str(model.dtype),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -58,8 +58,9 @@ def _decoder(decoder: Any) -> str:
     return repr(decoder) if decoder else "Greedy()"
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Versions of Python and of what the numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -196,10 +197,14 @@ class Figure:
         return self.table._shown.copy()
 
     def plot(self) -> Any:
-        """A plotly figure."""
-        from workbench.comparison.chart import means
+        """A plotly figure: that of a comparison, or what `workbench.figures.<kind>` draws."""
+        if self.spec["kind"] == "means":
+            from workbench.comparison.chart import means
 
-        return means(self.frame(), self.spec["metrics"], self.caption)
+            return means(self.frame(), self.spec["metrics"], self.caption)
+        # figures stand on the floor above; they are found by their name
+        drawer = importlib.import_module(f"workbench.figures.{self.spec['kind']}")
+        return drawer.draw(self.frame(), self.spec, self.caption)
 
     def __repr__(self) -> str:
         return f"Figure({self.spec.get('kind')}: {self.caption})"

@@ -8,6 +8,7 @@ questions = prompts.read_caa("generate_dataset.json")
 from __future__ import annotations
 
 from workbench.prompts.contrast import classes, completions, pairs
+from workbench.prompts.counterfactuals import counterfactuals
 from workbench.prompts.datasets import (
     read_caa,
     read_persona,
@@ -21,6 +22,7 @@ from workbench.prompts.files import read, write
 __all__ = [
     "classes",
     "completions",
+    "counterfactuals",
     "pairs",
     "read",
     "read_caa",

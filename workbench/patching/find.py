@@ -1,0 +1,83 @@
+"""Run a localiser on prompts: make its cases, hand it what it needs, turn its scores into a map.
+
+found = locate.find("activation_patching", model, cases)
+found = locate.find(locate.HeadAblation(value="mean"), model, prompts)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from workbench import registry
+from workbench.errors import WorkbenchError
+from workbench.locate.base import Cases, Localiser
+from workbench.patching.cases import cases_of
+from workbench.patching.map import Map, as_map
+
+
+def find(
+    method: str | Localiser, model: Any, prompts: Any, *, progress: bool = True, **handed: Any
+) -> Map:
+    """Where `method` finds what the prompts ask for.
+
+    Args:
+        method: a registry name of the family `locate`, or a localiser with options.
+        prompts: texts, prompts, `wb.prompts.counterfactuals(...)`, or `Cases`.
+        progress: show bars.
+        handed: what the method needs and a model cannot give.
+
+    Returns:
+        A Map: a Table of a row per place and measure with 95 % intervals over cases.
+
+    Raises:
+        UnknownName: no such method.
+        WorkbenchError: prompts lack what the method reads, or a need is neither given nor a model's.
+        PromptError: see `workbench.patching.cases`.
+    """
+    if isinstance(method, str):
+        method = registry.get("locate", method)()
+    cases = cases_of(model, prompts, method.reads)
+    with torch.inference_mode(False):  # where the caller is in it, no gradient could be taken
+        scores = method.find(cases, **needed(method, model, handed, progress))
+    return as_map(scores, cases, method, model)
+
+
+def needed(method: Localiser, model: Any, handed: dict[str, Any], progress: bool) -> dict[str, Any]:
+    """What the method asked for, by keyword."""
+    made = {
+        "dims": lambda: model.dims,
+        "run": lambda: partial(_run, model),
+        "patched": lambda: _made("patcher", "Patched", model, progress),
+        "gradients": lambda: _made("gradients", "Gradients", model, progress),
+        "head": lambda: _made("head", "Head", model),
+        "edges": lambda: _made("edges", "Edges", model, progress),
+        "generate": lambda: model.generate,
+        "decode": lambda: lambda id_: model.tokenizer.decode([int(id_)]),
+    }
+    missing = [need for need in method.needs if need not in made and need not in handed]
+    if missing:
+        raise WorkbenchError(
+            f"locate.find({type(method).__name__})",
+            f"needs {', '.join(missing)}, which no model has",
+            expected=f"{missing[0]}=...",
+            got=sorted(handed) or "nothing",
+            do=f"pass {missing[0]}= to locate.find",
+        )
+    return {n: handed[n] if n in handed else made[n]() for n in method.needs} | handed
+
+
+def _made(module: str, name: str, *arguments: Any) -> Any:
+    """An object of `workbench.patching.<module>`, loaded when a method asks for it."""
+    import importlib
+
+    return getattr(importlib.import_module(f"workbench.patching.{module}"), name)(*arguments)
+
+
+def _run(model: Any, prompts: Any, record: Any = (), edits: Any = (), **options: Any) -> Any:
+    return model.run(prompts, record, edits, **{"logits": "none", **options})
+
+
+__all__ = ["Cases", "find", "needed"]
