@@ -31,7 +31,7 @@ def draw(frame: Any, spec: Mapping[str, Any], caption: str) -> Any:
     )
     colours = _colours(cells["mean"])
     for i in range(panels):
-        plot.add_trace(_heat({k: v[i] for k, v in cells.items()}, axes, colours, spec), 1, i + 1)
+        plot.add_trace(_heat({k: v[i] for k, v in cells.items()}, axes, spec), 1, i + 1)
     down = cells["mean"].shape[1]
     plot.update_xaxes(title=axes[-1]["name"], tickangle=-60 if axes[-1]["shown"] else 0)
     plot.update_yaxes(type="category")
@@ -67,7 +67,7 @@ def _colours(means: np.ndarray) -> dict[str, Any]:
     return {"colorscale": "Cividis", "cmin": low, "cmax": high}
 
 
-def _heat(cells: Mapping[str, np.ndarray], axes: Any, colours: Any, spec: Any) -> Any:
+def _heat(cells: Mapping[str, np.ndarray], axes: Any, spec: Any) -> Any:
     import plotly.graph_objects as go
 
     across = shown(axes[-1])

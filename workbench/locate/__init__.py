@@ -14,11 +14,11 @@ import importlib
 from typing import Any
 
 from workbench import registry
-from workbench.locate.base import Axis, Cases, Localiser, Scores
+from workbench.locate.base import Axis, Cases, Localiser, Patch, Scores
 
 _VERBS = {"find": "workbench.patching.find", "Map": "workbench.patching.map"}
 
-__all__ = ["Axis", "Cases", "Localiser", "Map", "Scores", "find"]
+__all__ = ["Axis", "Cases", "Localiser", "Map", "Patch", "Scores", "find"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,10 +5,9 @@ A localiser knows no model. What it needs it names in `needs`, and is handed by 
     dims         sizes of the model: n_layers, d_model, n_heads, n_kv_heads, d_head, ...
     run          `run(prompts, record=(), edits=(), completions=None, logits="none", grad=False)`, a
                  forward pass as a Trace
-    patched      `patched(tokens, patches, read)`: the batch run once per variant with values put in,
-                 from the lowest patched layer on, see `workbench.patching.patcher`
-    gradients    `gradients(tokens, sites, loss)`: values and gradients at sites, see
-                 `workbench.patching.gradients`
+    patched      `patched(tokens, variants, read)`: the batch run once per variant (a list of `Patch`),
+                 from the lowest patched layer on; `read(logits of the last position)`, stacked
+    gradients    `gradients(tokens, sites, loss)`: values, gradients and losses, `loss(logits)` per case
     head         the way from the residual stream to the logits: `unembed`, `readout`, `writes`, see
                  `workbench.patching.head`
     edges        `edges`: runs in which single edges between components are patched, see
@@ -114,6 +113,25 @@ METRICS = {"logit_difference": "logits", "logprob": "nats", "probability": "frac
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A value put into a run at one place.
+
+    Attributes:
+        site: such as "L3.resid_pre" or "L2.z", without selectors.
+        values: `[case, *the site's axes]`, of which the place is taken.
+        column: the column of the padded batch; None for all.
+        head: which head; None for all.
+        rows: `[case]`, False where this case stays as it is; None for all cases.
+    """
+
+    site: str
+    values: Tensor
+    column: int | None = None
+    head: int | None = None
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Axis:
     """One axis of scores: its name ("layer", "pos", "head", "part", ...) and a label per index.
 
@@ -144,7 +162,7 @@ class Scores:
         also: other scores that belong to it, e.g. a control, or the exact patch of the top cells.
     """
 
-    values: Mapping[str, Float[Tensor, "case *axes"]]
+    values: Mapping[str, Tensor]
     axes: tuple[Axis, ...]
     units: Mapping[str, str]
     figure: str = "heat"
