@@ -15,6 +15,8 @@ _HOMES = {
     "SweepExplorer": "sweep_explorer",
     "SteeringLab": "steering_lab",
     "LensGrid": "lens_grid",
+    "PatchGrid": "patch_grid",
+    "HeadBoard": "head_board",
     "TokenStrip": "token_strip",
     "AttentionView": "attention_view",
     "PromptBar": "prompt_bar",

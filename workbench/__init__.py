@@ -28,6 +28,7 @@ _HOMES = {
     "Readout": "workbench.tensors",
     "Arm": "workbench.tensors",
     "load_probe": "workbench.probing.store:load",
+    "save_probe": "workbench.probing.store:save",
     "load_edit": "workbench.interventions.store:load",
     "save_edit": "workbench.interventions.store:save",
     "compose": "workbench.interventions.compose",

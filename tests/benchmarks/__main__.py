@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.benchmarks import measure
 
-NAMES = ("engine", "live", "branches", "startup", "widgets", "steering")
+NAMES = ("engine", "live", "branches", "startup", "widgets", "steering", "locate")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Measured speed
 

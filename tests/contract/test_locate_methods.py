@@ -20,7 +20,36 @@ from workbench.patching.map import Map
 NAMES = registry.names("locate")
 CLEAN = ("ab cab cab c", "de fde fde f", "gh igh igh i", "jk ljk ljk l")
 CORRUPTED = ("ab cxb cab c", "de fye fde f", "gh izh igh i", "jk lwk ljk l")
-GIVEN: dict[str, dict[str, Any]] = {}
+
+
+class Copied:
+    """A continuation that says the end of its prompt again."""
+
+    def __init__(self, prompt: wb.Prompt):
+        said = tiny.tokenizer()((prompt.text or "")[-4:], add_special_tokens=False)
+        self.ids = tuple(said["input_ids"])
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    # by default a case is divided by the mean over all cases, and so depends on the others
+    "activation_patching": {"options": {"per": "case"}},
+    "path_patching": {"options": {"per": "case"}},
+    "behaviour_attribution": {
+        "handed": {"segments": lambda _: [("copy", 3, 6), ("recall", 8, 11), ("copy", 11, 12)]},
+        "padding": False,
+        "padding_why": "directions are means over all texts; see test_locate_gradients.py",
+    },
+    "edge_attribution": {"options": {"steps": 2, "points": 4, "draws": 2}},
+    # the tiny model copies nothing by itself, and every letter of these prompts stands more than once
+    "token_alignment_heads": {
+        "options": {"copies": "any"},
+        "handed": {"generate": lambda prompts, **_: [Copied(prompt) for prompt in prompts]},
+    },
+    "tuned_lens": {
+        "options": {"steps": 5},
+        "handed": {"train": ["some other text", "and one more"]},
+    },
+}
 """What a method must be handed, or options that keep it quick, by its name."""
 
 every = pytest.mark.parametrize("name", NAMES)

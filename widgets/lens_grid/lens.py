@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.model.backends.skip import skipped
-from workbench.model.backends.turn import turn
 from workbench.model.model import Model
-from workbench.model.run import gradients_off, usable
+from workbench.patching.head import lens_logits
 from workbench.tensors import Tokens
 
 STATISTICS = ("p", "rank", "kl", "entropy")
@@ -55,19 +53,6 @@ class Lens:
     def statistics(self) -> np.ndarray:
         """`[statistic, layer, pos]` in the order of `STATISTICS`."""
         return np.stack([getattr(self, name) for name in STATISTICS]).astype(np.float32)
-
-
-@torch.no_grad()
-def lens_logits(model: Model, tokens: Tokens, resid: Tensor) -> Tensor:
-    """The model's own head over any residual stream, `[layer, pos, vocab]` from `[layer, pos, d]`.
-
-    The model's forward runs with every block replaced by one that gives `resid`, so that whatever
-    the head does after the unembedding, such as a soft cap, is in. One prompt.
-    """
-    ids = tokens.ids.expand(resid.shape[0], -1)
-    blocks = model.hf.get_submodule(model.layout.blocks)
-    with turn(model.backend), skipped(blocks, model.n_layers, resid), gradients_off(model):
-        return usable(model.hf(input_ids=ids, use_cache=False).logits)
 
 
 def lens(

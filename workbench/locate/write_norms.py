@@ -49,14 +49,14 @@ class WriteNorms(Localiser):
         self, cases: Cases, *, run: Callable[..., Any], dims: Any, decode: Callable[[int], str]
     ) -> Scores:
         """Norms at every layer and position."""
-        read = [f"L*.{part}" for part in (*PARTS.values(), "resid_pre")]
-        trace = run(cases.clean, record=read)
-        entered = trace.stack("resid_pre").float().norm(dim=-1)
+        trace = run(cases.clean, record=[f"L*.{part}" for part in (*PARTS.values(), "resid_pre")])
+        # a layer at a time: in float32 all of them would be as large as the recording again
+        entered = _norms(trace, "resid_pre", dims.n_layers) if self.relative else None
         values = {}
         for name, part in PARTS.items():
-            norms = trace.stack(part).float().norm(dim=-1)
-            norms = norms / entered.clamp(min=1e-12) if self.relative else norms
-            values[name] = _without_padding(norms.transpose(0, 1), cases.clean.mask)
+            norms = _norms(trace, part, dims.n_layers)
+            norms = norms if entered is None else norms / entered.clamp(min=1e-12)
+            values[name] = _without_padding(norms, cases.clean.mask).cpu()
         unit = "share of the stream" if self.relative else "norm"
         return Scores(
             values,
@@ -64,6 +64,12 @@ class WriteNorms(Localiser):
             dict.fromkeys(values, unit),
             caption=f"Mean {unit} over {len(cases)} prompts.",
         )
+
+
+def _norms(trace: Any, part: str, n_layers: int) -> Tensor:
+    """`[case, layer, pos]`."""
+    layers = [trace[f"L{layer}.{part}"].float().norm(dim=-1) for layer in range(n_layers)]
+    return torch.stack(layers, 1)
 
 
 def _without_padding(values: Tensor, mask: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def needed(method: Localiser, model: Any, handed: dict[str, Any], progress: bool
         "run": lambda: partial(_run, model),
         "patched": lambda: _made("patcher", "Patched", model, progress),
         "gradients": lambda: _made("gradients", "Gradients", model, progress),
-        "head": lambda: _made("head", "Head", model),
+        "head": lambda: _made("head", "Head", model, progress),
         "edges": lambda: _made("edges", "Edges", model, progress),
         "generate": lambda: model.generate,
         "decode": lambda: lambda id_: model.tokenizer.decode([int(id_)]),

@@ -87,7 +87,8 @@ class Map(Table):
                     place.get(axis.name),
                     [str(label) for label in axis.labels],
                 )
-        return self.scores.edit(**place)
+        labels = {a.name: a.labels[a.labels.index(place[a.name])] for a in self.scores.axes}
+        return self.scores.edit(**labels)  # a data frame's 3 is no int
 
     def figure(self, measure: str | None = None) -> Figure:
         """The picture of one measure, the main one by default."""
@@ -138,7 +139,8 @@ def as_map(scores: Scores, cases: Cases, method: Localiser, model: Any) -> Map:
         "options": {k: v for k, v in asdict(method).items() if isinstance(v, _PLAIN)},
         "model": model.name,
         "fingerprint": asdict(model.fingerprint_shape),
-        "n_cases": len(cases),
+        "n_cases": len(next(iter(scores.values.values()))),
+        "n_prompts": len(cases),
         "reference": {k: float(v.double().nanmean()) for k, v in scores.reference.items()},
         "versions": versions(),
     }

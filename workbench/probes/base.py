@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from workbench import registry
 from workbench.errors import WorkbenchError
+from workbench.probes.places import JOIN, rows_at
 from workbench.shapes import Bool, Float, Tensor
 from workbench.tensors import Activations, Fingerprint, Intervention, Readout
 
@@ -31,8 +32,8 @@ class Data:
     Attributes:
         rows: `[example, d]`, or `[example, pos, d]` where `reads` is "tokens".
         targets: `[example]`: 0 and 1 for classes, numbers for numeric probes; float64. For "pairs",
-            1 marks the first of a pair and 0 the second; a contrast-consistent probe must not look at it
-            otherwise.
+            0 and 1 for false and true, NaN where unknown: they decide the sign. The first and the second
+            of a pair are told by their order.
         mask: `[example, pos]`, True on tokens; None for single rows.
         pairs: `[example]`, examples with equal numbers form a pair; None without pairs.
     """
@@ -150,11 +151,11 @@ class FittedProbe:
             WorkbenchError: the probe is not linear.
         """
         found = self._probe.line(self.tensors, self.params)
-        if found is None:
+        if found is None or JOIN in self.site:
             raise WorkbenchError(
-                f"probe {self.method!r}",
-                "is no line, so it has no direction",
-                expected="a linear probe",
+                f"probe {self.method!r} at {self.site}",
+                "is no line at one site, so it has no direction",
+                expected="a linear probe of one site",
                 got=self.method,
                 do="use logistic, mass_mean, lda or ridge for a direction; score() works for all",
             )
@@ -184,9 +185,11 @@ class FittedProbe:
         return registry.get("probes", self.method)
 
     def _checked(self, rows: Any, mask: Any) -> tuple[Any, Any]:
+        width = self.params.get("d") or self.tensors["weight"].shape[-1]
         if isinstance(rows, Activations):
             check_model(self, rows.model)
-            if self.site not in rows.values or rows.pool != self.pool:
+            found = rows_at(rows, self.site, width)
+            if found is None or rows.pool != self.pool:
                 raise _misfit(
                     self,
                     f"rows of {self.site}, pool {self.pool!r}",
@@ -194,9 +197,9 @@ class FittedProbe:
                 )
             from workbench.probes.examples import examples
 
-            data = examples(rows, self.site, self._probe.reads)
+            own = replace(rows, values={self.site: found})
+            data = examples(own, self.site, self._probe.reads)
             rows, mask = data.rows, data.mask
-        width = self.params.get("d") or self.tensors["weight"].shape[-1]
         if rows.shape[-1] != width:
             raise _misfit(self, f"rows of width {width}", f"width {rows.shape[-1]}")
         return rows, mask

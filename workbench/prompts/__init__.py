@@ -3,6 +3,7 @@
 pairs = prompts.pairs(positive=["I love it"], negative=["I hate it"])
 many = prompts.read("questions.jsonl")
 questions = prompts.read_caa("generate_dataset.json")
+facts = prompts.read_statements("cities.csv")
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from workbench.prompts.datasets import (
     read_truthfulqa,
 )
 from workbench.prompts.files import read, write
+from workbench.prompts.statements import read_statements
 
 __all__ = [
     "classes",
@@ -30,6 +32,7 @@ __all__ = [
     "read_repe_emotion",
     "read_repe_facts",
     "read_repeng",
+    "read_statements",
     "read_truthfulqa",
     "write",
 ]

@@ -17,4 +17,9 @@ WIDGETS = {
     "SteeringLab": "widgets.SteeringLab(model, wb.tasks.make('locked', n=16, seed=1), "
     "['mean_difference', 'ace'], layers=[1, 3], strengths=[-2, 2], prompts=prompts, max_new_tokens=4)"
     ".train().choose('ace', 3, 2)",
+    "PatchGrid": "widgets.PatchGrid(model, wb.prompts.counterfactuals("
+    "clean=['add 12+34\\n', 'add 15+31\\n'], corrupted=['add 17+34\\n', 'add 18+31\\n'], "
+    "answers=['2', '5'], foils=['7', '8']), 'activation_patching').choose(layer=1, pos=6)",
+    "HeadBoard": "widgets.HeadBoard(model, prompts, wb.locate.find('previous_token_heads', model, prompts), "
+    "neuron='L2.mlp_post[neuron=3]').choose(1, 2)",
 }
