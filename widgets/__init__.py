@@ -17,6 +17,7 @@ _HOMES = {
     "LensGrid": "lens_grid",
     "PatchGrid": "patch_grid",
     "HeadBoard": "head_board",
+    "ProbeStrip": "probe_strip",
     "TokenStrip": "token_strip",
     "AttentionView": "attention_view",
     "PromptBar": "prompt_bar",

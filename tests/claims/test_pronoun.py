@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench import locate
+from workbench.interventions import random_control
 from workbench.model.model import Model
 from workbench.tensors import Intervention
 
@@ -67,3 +69,46 @@ def test_a_random_direction_of_the_same_length_does_not(direction: Intervention)
             scope=direction.scope,
         )
         assert _she_over_he(model, BOY, (control,)) < 0 < _she_over_he(model, GIRL, (control,))
+
+
+NOUNS = ("There was a happy {}.", "Once there was a small {}.", "In a big house lived a {}.")
+NOUNS += ("Once upon a time, there was a little {}.", "One day, a man met a nice {}.")
+ELSEWHERE = ("A little {} went to the park.", "The {} was very sad.", "The {} had a red ball.")
+
+
+def _nouns(lines: tuple[str, ...]) -> wb.Prompts:
+    girls, boys = ([line.format(noun) for line in lines] for noun in ("girl", "boy"))
+    return wb.prompts.counterfactuals(clean=girls, corrupted=boys, answers=" She", foils=" He")
+
+
+def test_one_head_carries_the_gender_of_a_noun_and_its_edit_re_obtains_it() -> None:
+    """Found by patching heads, confirmed on sentences in which the noun stands elsewhere.
+
+    Not alone: without it a fifth of the difference between girls and boys is left.
+    """
+    model = wb.load(STORIES)
+    heads = locate.find(locate.ActivationPatching(part="z"), model, _nouns(NOUNS), progress=False)
+    assert tuple(heads.top(1)[["layer", "head"]].iloc[0]) == (4, 2)
+    ablated = locate.find(locate.HeadAblation(), model, _nouns(NOUNS), progress=False)
+    girls, boys = (_nouns(ELSEWHERE)[:3], _nouns(ELSEWHERE)[3:])
+
+    def gap(*edits: Intervention) -> float:
+        return sum(_she_over_he(model, g.text, edits) for g in girls if g.text) - sum(
+            _she_over_he(model, b.text, edits) for b in boys if b.text
+        )
+
+    left = [gap(ablated.edit(layer=4, head=h)) / gap() for h in range(8)]
+    assert left[2] < 0.35 and min(left[:2] + left[3:]) > 0.7
+    turn = heads.edit(layer=4, head=2)
+
+    def moved(edit: Intervention | None) -> float:
+        assert edit is not None
+        return sum(
+            _she_over_he(model, b.text, (edit,)) - _she_over_he(model, b.text)
+            for b in boys
+            if b.text
+        )
+
+    # a head writes eight numbers, so a random direction has something of every other in it
+    noise = [abs(moved(random_control(turn, seed))) for seed in range(10)]
+    assert moved(turn) > max(noise) and moved(turn) > 2.5 * sum(noise) / len(noise)

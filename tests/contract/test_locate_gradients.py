@@ -83,6 +83,46 @@ def test_the_error_falls_with_the_size_of_the_change() -> None:
     np.testing.assert_allclose(errors[1:], [errors[0] / 10, errors[0] / 100], rtol=0.3)
 
 
+def test_estimates_and_their_exact_patches_meet_as_the_change_gets_smaller() -> None:
+    """The method itself, with a source run that is part of the way from the base run."""
+    model = tiny.model()
+    both = cases_of(model, cases())
+
+    def errors(size: float) -> tuple[float, torch.Tensor]:
+        def run(tokens: Any, record: Any = (), **options: Any) -> wb.Trace:
+            trace, base = model.run(tokens, record, **options), model.run(both.corrupted, record)
+            between = {s: torch.lerp(base[s], v, size) for s, v in trace.values.items()}
+            return replace(trace, values=between)
+
+        checked = found(AttributionPatching(part="mlp_out"), run=run).also["exact"].scores.values
+        off = checked["error"].nan_to_num().norm() / checked["exact"].nan_to_num().norm()
+        agree = checked["exact"].nanmean(0).sign() == checked["estimate"].nanmean(0).sign()
+        return float(off), agree
+
+    (whole, _), (some, _), (little, agree) = map(errors, (1.0, 0.2, 0.02))
+    assert whole > 2 * some and little == pytest.approx(some / 10, rel=0.3)
+    assert bool(agree.all())
+
+
+def test_steps_in_half_precision_are_added_up_in_full() -> None:
+    """Gradients that are the same at every step: their mean over many steps is that gradient."""
+
+    model = wb.load(tiny.module("llama").bfloat16(), tiny.tokenizer())
+
+    def constant(tokens: Any, sites: Any, loss: Any, **_: Any) -> Any:
+        values, grads, losses = Gradients(model, False)(tokens, sites, loss)
+        return values, {s: (g * 0 + 0.7).bfloat16() for s, g in grads.items()}, losses
+
+    plain, many = (
+        found(AttributionPatching(steps=n, exact=0), family=model, gradients=constant)
+        for n in (0, 100)
+    )
+    torch.testing.assert_close(
+        plain.scores.values["effect"], many.scores.values["effect"], equal_nan=True,
+        rtol=1e-3, atol=1e-5,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("path", "layers"), [("values", (0, 1, 2)), ("inputs", (0,))])
 def test_steps_add_up_to_what_lies_between_the_runs(path: Any, layers: tuple[int, ...]) -> None:
     """Integrated gradients are complete: positions of a layer sum to source minus base."""
@@ -293,6 +333,27 @@ def test_in_a_linear_model_a_score_is_what_cutting_the_edge_does() -> None:
     assert float(scores.abs().max()) > 1e-3
 
 
+def test_steps_of_edges_are_midpoints_of_the_way_of_the_embeddings() -> None:
+    """Edges into one MLP by hand: gradients a quarter and three quarters of the way, mean of both."""
+    model, both, edges = edged("llama")
+    assert both.corrupted is not None
+    one, other = (model.run(t, record=["embed"])["embed"] for t in (both.clean, both.corrupted))
+    norm: Any = model.hf.get_submodule("model.layers.1.post_attention_layernorm")
+    slopes = []
+    for share in (0.25, 0.75):
+        sites, inputs = ["L1.resid_mid", "L1.mlp_norm_out"], torch.lerp(one, other, share)
+        values, grads, _ = Gradients(model, False)(both.clean, sites, score, inputs)
+        x = values["L1.resid_mid"].clone().requires_grad_()
+        slopes += torch.autograd.grad(norm(x), x, grads["L1.mlp_norm_out"])
+    change = edges._writes(both.corrupted) - edges._writes(both.clean)
+    expected = torch.einsum("scpd,cpd->cs", change, (slopes[0] + slopes[1]) / 2)
+    scores = edges.scores(both.clean, both.corrupted, score, steps=2)
+    which = [i for i, name in enumerate(edges.names) if name.endswith("-> L1.mlp")]
+    torch.testing.assert_close(scores[:, which], expected[:, : len(which)], rtol=1e-3, atol=1e-6)
+    plain = edges.scores(both.clean, both.corrupted, score)
+    assert float((plain - scores).abs().max()) > 1e-3
+
+
 def test_names_of_edges_follow_the_forward_pass() -> None:
     _, _, edges = edged("llama")
     assert edges.names[0] == "embed -> L0.h0.q" and edges.names[-1] == "L2.mlp -> logits"
@@ -313,11 +374,43 @@ def test_the_curve_starts_at_nothing_and_ends_at_the_model() -> None:
     assert float(reference["whole model"].mean()) == pytest.approx(1, abs=1e-5)
     assert float(reference["no edge"].abs().max()) == 0
     plot = curve.figure().plot()
+    assert [line.y0 for line in plot.layout.shapes] == pytest.approx([1, 0], abs=1e-5)
     assert plot.layout.xaxis.type == "log"
     lines = {t.name: t.line.color for t in plot.data if t.name}
     assert lines["random 1"] == lines["random 2"] != lines["best edges"]
     best = next(t for t in plot.data if t.name == "best edges")
     np.testing.assert_allclose(best.y, curve.grid()[0], atol=1e-5)
+
+
+def test_the_curve_in_the_metrics_unit_has_its_own_ends() -> None:
+    """Lines at the model and at no edge stand where the clean and the corrupted run are."""
+    made = found(locate.EdgeAttribution(points=3, draws=1, steps=0))
+    curve = made.also["logit_difference"]
+    plot = curve.figure().plot()
+    model, both = tiny.model(), cases_of(tiny.model(), cases())
+    ends = [
+        float(both.metric(model.run(t, logits="last").logits[:, -1], "logit_difference").mean())
+        for t in (both.clean, both.corrupted)
+    ]
+    assert [line.y0 for line in plot.layout.shapes] == pytest.approx(ends, abs=1e-4)
+    share = (curve.grid() - ends[1]) / (ends[0] - ends[1])
+    np.testing.assert_allclose(share, made.also["faithfulness"].grid(), atol=1e-4)
+    assert curve.scores.units == {"logit_difference": "logits"}
+
+
+def test_no_share_of_nothing() -> None:
+    with pytest.raises(wb.WorkbenchError, match="same metric on average"):
+        found(locate.EdgeAttribution(points=2, draws=0, steps=0), cases(corrupted=CLEAN))
+
+
+def test_a_model_of_one_block_in_bfloat16_has_edges() -> None:
+    model = wb.load(tiny.module("llama", num_hidden_layers=1).bfloat16(), tiny.tokenizer())
+    curve = found(locate.EdgeAttribution(points=2, draws=0), family=model).also["logit_difference"]
+    both = cases_of(model, cases())
+    assert both.corrupted is not None
+    logits = model.run(both.corrupted, logits="last").logits[:, -1]
+    corrupted = both.metric(logits, "logit_difference")
+    torch.testing.assert_close(curve.scores.reference["no edge"], corrupted, rtol=0, atol=0.02)
 
 
 def test_the_figure_of_edges_shows_the_largest() -> None:
@@ -404,6 +497,10 @@ def test_a_direction_is_the_mean_over_texts_of_segment_means_minus_the_rest() ->
     u = mu - a.mean(1).mean(0)
     expected = u * a.mean((0, 1)).norm() / u.norm()
     torch.testing.assert_close(directions(extend=0)[0], expected, rtol=1e-4, atol=1e-6)
+    # turning is in two of the three texts
+    u = torch.stack([a[0, 14:16].mean(0), a[1, 14:16].mean(0)]).mean(0) - a.mean(1).mean(0)
+    turning = u * a.mean((0, 1)).norm() / u.norm()
+    torch.testing.assert_close(directions(extend=0)[3], turning, rtol=1e-4, atol=1e-6)
     # a segment that begins earlier for u
     assert float((directions(extend=2)[0] - expected).abs().max()) > 1e-4
 
@@ -425,6 +522,56 @@ def test_importance_is_the_slope_of_the_segments_loss() -> None:
     )  # u' at each of three tokens, I at their mean
     value = float(made.at(layer=1).query("measure == 'importance'")["mean"].iloc[0])
     assert value == pytest.approx(abs(slope), rel=0.02, abs=1e-5) and value > 1e-4
+
+
+def slope(model: wb.Model, read: Any, site: str, u: torch.Tensor, span: slice) -> torch.Tensor:
+    """`u . gradient` of what is read of the first text, summed over a span."""
+    tokens = model.tokens(TEXTS[0])
+    _, grads, _ = Gradients(model, False)(tokens, site, lambda x, _: read(x), keep=0)
+    return (grads[site][0, span] @ u.to(grads[site])).sum()
+
+
+def test_a_small_step_towards_a_behaviour_moves_its_loss_by_the_slope() -> None:
+    """In float64: a tenth of the step, a tenth of the relative error; the sign is the slope's."""
+    model = wb.load(tiny.module("gpt2").double(), tiny.tokenizer())
+    made = behaviours(family=model, parts=("attn_out", "mlp_out"), extend=0)
+    ids = model.tokens(TEXTS[0]).ids[0]
+    for part, layer in (("attn_out", 0), ("mlp_out", 1), ("mlp_out", 2)):
+        edit = made.edit(behaviour="testing", part=part, layer=layer).within("span(10, 12)")
+        site = f"L{layer}.{part}"
+
+        def loss(logits: torch.Tensor) -> torch.Tensor:
+            return -logits.log_softmax(-1)[:, range(9, 11), ids[10:12]].mean(-1)
+
+        told = float(slope(model, loss, site, edit.tensors[site]["shift"], slice(10, 12)))
+        base, errors = float(loss(model.run(TEXTS[0]).logits)[0]), []
+        for size in (0.1, 0.01, 0.001):
+            moved = float(loss(model.run(TEXTS[0], edits=[edit.at(size)]).logits)[0]) - base
+            errors.append(abs(size * told / moved - 1))
+        assert errors[1] < 0.5 and told * moved > 0
+        np.testing.assert_allclose(errors[1:], [errors[0] / 10, errors[1] / 10], rtol=0.5)
+
+
+def test_in_a_linear_model_a_step_towards_a_behaviour_is_its_slope() -> None:
+    """However long the step is; what is read are logits, since no loss is linear in them."""
+    model = linear()
+    made = behaviours(family=model, parts=("attn_out",), extend=0)
+    edit = made.edit(behaviour="adding", part="attn_out", layer=1).within("span(2, 4)")
+    read = lambda logits: 100 * logits[:, 4:, 5].sum(1)  # noqa: E731
+    told = slope(model, read, "L1.attn_out", edit.tensors["L1.attn_out"]["shift"], slice(2, 4))
+    assert abs(float(told)) > 1e-3
+    base = read(model.run(TEXTS[0]).logits)[0]
+    for size in (0.5, 1.0, 20.0):
+        moved = read(model.run(TEXTS[0], edits=[edit.at(size)]).logits)[0] - base
+        torch.testing.assert_close(moved, size * told, rtol=1e-3, atol=1e-5)
+
+
+def test_texts_a_few_at_a_time_are_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.locate import behaviour_attribution
+
+    together = behaviours().grid()
+    monkeypatch.setattr(behaviour_attribution, "TOKENS", 1)
+    np.testing.assert_allclose(behaviours().grid(), together, rtol=1e-4, atol=1e-7)
 
 
 def test_absolute_values_after_the_sum_are_no_larger() -> None:
@@ -469,10 +616,13 @@ def test_scaling_what_a_behaviour_adds_leaves_the_importance() -> None:
     tokens = model.tokens(list(TEXTS))
     spans = [marked(p) for p in tokens.prompts]
     a = model.run(tokens, record=["L1.mlp_out"])["L1.mlp_out"].clone()
-    before = method.directions(tokens, spans, KINDS, a)
     mean, rest = a.mean((0, 1)), a - a.mean((0, 1))
-    after = method.directions(tokens, spans, KINDS, mean + 3 * rest)
-    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-6)
+
+    def direction(values: torch.Tensor) -> torch.Tensor:
+        read = lambda some, record: {site: values for site in record}  # noqa: E731
+        return method._directions(tokens, spans, KINDS, ["L1.mlp_out"], read)["L1.mlp_out"]
+
+    torch.testing.assert_close(direction(a), direction(mean + 3 * rest), rtol=1e-4, atol=1e-6)
 
 
 def test_the_one_module_that_is_read_ranks_first() -> None:

@@ -496,6 +496,17 @@ def test_the_edit_of_a_place_gives_the_change_on_the_map(metric: Any) -> None:
     assert abs(change) > 1e-7
 
 
+@pytest.mark.parametrize(
+    ("window", "layer", "cut"),
+    [(1, 1, [1]), (2, 0, [0, 1]), (2, 2, [2]), (3, 0, [0, 1]), (3, 1, [0, 1, 2]), (None, 0, [0])],
+)
+def test_a_window_is_centred_and_ends_with_the_model(
+    window: int | None, layer: int, cut: list[int]
+) -> None:
+    edit = locate.AttentionKnockout(window=window).cut(layer, (1, 2), tiny.model().dims)
+    assert list(edit.sites) == [f"L{i}.attn_scores" for i in cut]
+
+
 def test_named_spans_stand_beside_random_ones() -> None:
     model = tiny.model()
     meta = [{"spans": {"word": (1, 3), "end": (9, 12)}}, {"spans": {"word": (4, 6)}}]
@@ -682,6 +693,10 @@ def test_the_sink_rate_counts_heads_above_tau() -> None:
 
     run = fake_run(real_run(model), change)
     assert (found_on("sinks", PLAIN, model, run=run).grid("sink rate") == 0.5).all()
+    between = found_on(locate.Sinks(tau=0.53), PLAIN, model, run=run)
+    assert (
+        between.grid("sink rate") == 0
+    ).all()  # with its own first row it would be 0.54 and more
     high = found_on(locate.Sinks(tau=0.6), PLAIN, model, run=run)
     assert (high.grid("sink rate") == 0).all()
     assert "tau = 0.6" in high.scores.caption and high.provenance["options"]["tau"] == 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import workbench as wb
 from tests import tiny
 from workbench import locate
 from workbench.model.stopping import stoppable
+from workbench.patching import head as head_module
 from workbench.patching.head import Head
 from workbench.patching.lens_files import load_lens, save_lens
 
@@ -215,8 +217,13 @@ def test_a_kept_lens_is_used_again_and_another_models_is_refused() -> None:
     assert np.isfinite(values(again)).all()
     np.testing.assert_array_equal(values(again)[kept], values(found)[kept])
     assert not np.allclose(values(found, "kl_saved")[kept][:, :2], 0)
-    with pytest.raises(wb.WorkbenchError, match="another model"):
-        find("tuned_lens", lens=locate.tuned_lens.Lens.identity(5, 32))
+    assert "held" not in again.scores.caption and "4 prompts." in again.scores.caption
+    vocabulary = replace(found.scores.lens, mean=torch.zeros(7))
+    for other in (locate.tuned_lens.Lens.identity(5, 32), vocabulary):
+        with pytest.raises(wb.WorkbenchError, match="another model"):
+            find("tuned_lens", lens=other)
+    with pytest.raises(wb.WorkbenchError, match="train= or lens="):
+        find("tuned_lens", lens=found.scores.lens, train=["new text"])
 
 
 def test_a_lens_is_kept_in_a_file_for_its_own_model(tmp_path: Path) -> None:
@@ -241,6 +248,21 @@ def test_a_lens_is_kept_in_a_file_for_its_own_model(tmp_path: Path) -> None:
         load_lens(tmp_path / "other.safetensors", model)
     with pytest.raises(wb.WorkbenchError, match="pickle"):
         save_lens(lens, tmp_path / "lens.pt", model)
+    deeper = wb.load(tiny.module("llama", num_hidden_layers=4), tiny.tokenizer())
+    with pytest.raises(wb.WorkbenchError, match="another model"):
+        save_lens(lens, tmp_path / "wrong.safetensors", deeper)
+
+
+def test_a_step_is_the_same_however_few_blocks_are_done_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = ["some other text", "and one more"]
+    whole = find(locate.TunedLens(steps=3, lr=0.01), train=train).scores.lens
+    monkeypatch.setattr(head_module, "LARGEST_CHUNK", 30 * tiny.N_VOCAB)  # of 27 positions
+    parts = find(locate.TunedLens(steps=3, lr=0.01), train=train).scores.lens
+    torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts.bias, whole.bias, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +450,22 @@ def test_a_prompt_of_one_token_has_norms_too() -> None:
         find(locate.HeadNorms(positions="all"))
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_what_stands_on_padding_need_not_be_a_number(relative: bool) -> None:
+    model = tiny.model()
+
+    def run(prompts: Any, record: Any, **_: Any) -> Any:
+        trace = model.run(prompts, record)
+        for value in trace.values.values():
+            value[~trace.tokens.mask] = float("nan")
+        return trace
+
+    for method in (locate.HeadNorms(relative=relative), locate.WriteNorms(relative=relative)):
+        plain, planted = find(method), find(method, run=run)
+        for name in plain.measures:
+            np.testing.assert_array_equal(values(planted, name), values(plain, name))
+
+
 def bare_tokenizer() -> Any:
     """The tiny one, without a beginning of sequence."""
     import copy
@@ -458,6 +496,39 @@ def test_write_norms_by_hand(relative: bool) -> None:
 
 
 # all of them
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "mixtral"])
+def test_a_model_of_one_block_is_all_its_own(family: str) -> None:
+    size = {"n_layer": 1} if family == "gpt2" else {"num_hidden_layers": 1}
+    model = wb.load(tiny.module(family, **size), tiny.tokenizer())
+    wanted = own_difference(model)
+    for method in ("logit_lens", locate.TunedLens(steps=2)):
+        found = find(method, model=model)
+        known = np.isfinite(values(found, "kl")[:, 0])
+        assert (values(found, "kl")[known] == 0).all()
+        difference = values(found, "logit_difference")[known, 0]
+        np.testing.assert_allclose(difference, wanted[known], rtol=1e-4, atol=1e-5)
+    assert find("head_norms", model=model).grid().shape == (1, 4)
+    if family != "gemma2":
+        shares = find("direct_logit_attribution", model=model)
+        np.testing.assert_allclose(values(shares).sum(-1), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("gpt2", torch.float16), ("mixtral", torch.bfloat16)]
+)
+def test_low_precision_is_close_to_high(family: str, dtype: torch.dtype) -> None:
+    """Twelve blocks: roundings of many additions still sum to the logit difference."""
+    size = {"n_layer": 12} if family == "gpt2" else {"num_hidden_layers": 12}
+    model = wb.load(tiny.module(family, **size).to(dtype), tiny.tokenizer())
+    z = model.run(list(CLEAN), logits="last").logits[:, -1].float().numpy()
+    wanted = z[np.arange(4), ids(ANSWERS)] - z[np.arange(4), ids(FOILS)]
+    shares = values(find(locate.DirectLogitAttribution(heads=True), model=model))
+    assert np.abs(shares.sum(-1) - wanted).max() < 0.03 * (1 + np.abs(shares).sum(-1).max())
+    lens = find("logit_lens", model=model)
+    np.testing.assert_allclose(values(lens)[:, -1], wanted, atol=0.05)
+    assert (values(lens, "kl")[:, -1] == 0).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])

@@ -203,6 +203,45 @@ def test_different_lengths_are_matched_as_said(align: Any, direction: Any) -> No
     assert float(side[0]) == pytest.approx(float(values[1, 4]), abs=1e-4)
 
 
+@pytest.mark.parametrize(("align", "own"), [("start", slice(9, 12)), ("end", slice(0, 3))])
+def test_where_the_source_has_no_such_position_the_base_keeps_its_values(
+    align: Any, own: slice
+) -> None:
+    two = Sides.of(cases_of(tiny.model(), lengths(align)), "denoising")
+    base, source = torch.zeros(1, 12, 2), torch.arange(1.0, 10).reshape(1, 9, 1).expand(1, 9, 2)
+    new = two.put(base, source)
+    assert new[:, own].eq(0).all()
+    rest = [c for c in range(12) if c not in range(12)[own]]
+    torch.testing.assert_close(new[:, rest], source)
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_cases_that_are_matched_at_other_columns_each_are_what_they_are_alone(
+    direction: Any,
+) -> None:
+    sides = [("ab cab c", "xyz cb ab q"), ("q ab c c", "q xb c c")]
+
+    def at(picked: list[tuple[str, str]]) -> Tensor:
+        clean, corrupted = zip(*picked, strict=True)
+        prompts = wb.prompts.counterfactuals(
+            clean=clean, corrupted=corrupted, answers="a", foils="x", align="start"
+        )
+        made = found(ActivationPatching(direction=direction, per="case", **QUICK), prompts)
+        return scores(made, "logit_difference")
+
+    together, alone = at(sides), torch.cat([at([one]) for one in sides])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
+
+
+def test_which_of_the_two_answers_is_called_right_does_not_change_the_fraction() -> None:
+    turned = wb.prompts.counterfactuals(
+        clean=[CLEAN], corrupted=[CORRUPTED], answers="x", foils="a"
+    )
+    a, b = (found(ActivationPatching(**QUICK), prompts) for prompts in (one(), turned))
+    torch.testing.assert_close(scores(a), scores(b), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scores(a, "logit_difference"), -scores(b, "logit_difference"))
+
+
 def test_columns_without_a_counterpart_are_unknown() -> None:
     turned = wb.prompts.counterfactuals(
         clean=["xyz cb ab q"], corrupted=["ab cab c"], answers="a", foils="x", align="end"
@@ -220,7 +259,8 @@ def test_the_control_takes_the_strongest_places_and_changes_of_their_size() -> N
     assert list(control.axes[0].labels) == labels
     np.testing.assert_allclose(control.values["patch"].mean(0), top["mean"], rtol=1e-4, atol=1e-6)
     size, mean = control.values["random, size"], control.values["random"]
-    assert (size >= mean.abs() - 1e-6).all() and float(size.max()) > 1e-3
+    # draws of either sign cancel in the mean and not in the size
+    assert (size >= mean.abs() - 1e-6).all() and float((size - mean.abs()).max()) > 1e-3
     other = found(ActivationPatching(top=3, seed=5)).also["control"].scores
     assert float((other.values["random"] - mean).abs().max()) > 1e-4
     torch.testing.assert_close(other.values["patch"], control.values["patch"])
@@ -246,6 +286,9 @@ def test_a_random_change_keeps_the_norm_of_every_place() -> None:
 def test_the_strongest_places_leave_unknown_ones_out() -> None:
     values = torch.tensor([[[1.0, -5.0], [float("nan"), 2.0]], [[1.0, -5.0], [float("nan"), 0.0]]])
     assert list(strongest(values, 2)) == [(0, 1), (0, 0)]
+    # a place that no case has is no place; one that some case has is
+    assert list(strongest(values, 9)) == [(0, 1), (0, 0), (1, 1)]
+    values[0, 1, 0] = 0.5
     assert list(strongest(values, 9))[-1] == (1, 0)
 
 
@@ -299,17 +342,40 @@ def test_a_head_reads_through_its_queries_keys_and_values() -> None:
     """All three at once are the head's own output, wherever one way alone falls short."""
     ways = tuple(f"L2.{part}[head={h}]" for part, h in (("q", 3), ("k", 1), ("v", 1)))
     together = found(PathPatching(receivers=ways))
-    # heads 2 and 3 share key-value head 1, so that head 2 hears the keys and values too
-    direct = found(PathPatching(receivers=("L2.z[head=3]",)))
-    model, two = tiny.model("gpt2"), None
-    del model, two
-    assert scores(together)[:, 2].eq(0).all() and scores(direct)[:, 2].eq(0).all()
+    # query heads 2 and 3 share key-value head 1, so that both hear its keys and values
+    pair = found(PathPatching(receivers=("L2.q[head=2]", *ways)))
+    direct = found(PathPatching(receivers=("L2.z[head=2]", "L2.z[head=3]")))
+    torch.testing.assert_close(scores(pair), scores(direct), atol=1e-4, rtol=1e-3)
+    assert float((scores(pair) - scores(together)).abs().max()) > 1e-3
+    assert scores(together)[:, 2].eq(0).all() and float(scores(together).abs().max()) > 1e-3
     own = tuple(f"L2.{part}[head=3]" for part in "qkv")
     a = found(PathPatching(receivers=own), family="gpt2")
     b = found(PathPatching(receivers=("L2.z[head=3]",)), family="gpt2")
     torch.testing.assert_close(scores(a), scores(b), atol=1e-4, rtol=1e-3)
     single = found(PathPatching(receivers=own[:1]), family="gpt2")
     assert float((scores(single) - scores(b)).abs().max()) > 1e-3
+
+
+def test_what_attention_adds_is_heard_through_its_heads() -> None:
+    heads = tuple(f"L2.z[head={h}]" for h in range(4))
+    whole, parts = (found(PathPatching(receivers=r)) for r in (("L2.attn_out",), heads))
+    torch.testing.assert_close(scores(whole)[:, :2], scores(parts)[:, :2], atol=1e-4, rtol=1e-3)
+    assert float(scores(whole)[:, :2].abs().max()) > 1e-3
+    # a head of that very layer writes there, and nothing behind it is frozen
+    plain = found(ActivationPatching("z", "noising", **QUICK))
+    torch.testing.assert_close(scores(whole)[:, 2], scores(plain)[:, 2], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("lower", ["L1.z[head=0]", "L1.attn_out", "L1.mlp_out"])
+def test_a_receiver_does_not_pass_on_to_the_next(lower: str) -> None:
+    """What a lower receiver makes of the sender would reach the upper one on no direct path."""
+    upper = "L2.z[head=3]"
+    together, alone = (
+        found(PathPatching(receivers=r), one()).edit(layer=0, head=1)
+        for r in ((lower, upper), (upper,))
+    )
+    for site, weights in alone.tensors.items():
+        torch.testing.assert_close(together.tensors[site]["shift"], weights["shift"])
 
 
 def test_what_is_frozen_does_not_pass_anything_on() -> None:
@@ -460,10 +526,41 @@ def test_an_unknown_option_is_refused_at_once(make: Any, said: str) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ActivationPatching(top=0),
+        lambda: HeadAblation(top=-1),
+        lambda: HeadAblation("resample", draws=0),
+    ],
+)
+def test_nothing_of_something_is_refused(make: Any) -> None:
+    with pytest.raises(wb.WorkbenchError, match="takes nothing"):
+        make()
+
+
 @pytest.mark.parametrize("text", ["L*.q[head=1]", "L1.q[head=(0, 1)]", "final_norm", "L1.q[pos=1]"])
 def test_a_receiver_is_one_place(text: str) -> None:
     with pytest.raises(wb.WorkbenchError, match="is not one receiver"):
         found(PathPatching(receivers=(text,)))
+
+
+@pytest.mark.parametrize("text", ["L0.q[head=4]", "L1.k[head=2]"])
+def test_a_receiver_is_a_head_that_there_is(text: str) -> None:
+    with pytest.raises(wb.WorkbenchError, match="head that the model lacks"):
+        found(PathPatching(receivers=(text,)))
+
+
+def test_receivers_are_a_tuple() -> None:
+    with pytest.raises(Exception, match="L1.q"):
+        PathPatching(receivers="L1.q[head=1]")  # pyright: ignore[reportArgumentType]
+
+
+def test_cases_say_which_positions_belong_together() -> None:
+    loose = replace(cases_of(tiny.model(), four()), columns=None)
+    for method in (ActivationPatching(), PathPatching()):
+        with pytest.raises(wb.WorkbenchError, match="belong together"):
+            found(method, loose)
 
 
 def test_cases_that_do_not_differ_have_nothing_between_them() -> None:
@@ -471,8 +568,8 @@ def test_cases_that_do_not_differ_have_nothing_between_them() -> None:
     for method in (ActivationPatching(**QUICK), PathPatching()):
         with pytest.raises(wb.WorkbenchError, match="same metric on average"):
             found(method, same)
-    own = found(ActivationPatching(per="case", **QUICK), same)
-    assert scores(own).isnan().all()
+    own = found(ActivationPatching(per="case"), same)
+    assert scores(own).isnan().all() and not own.also
 
 
 def test_one_case_has_no_mean_and_no_other_case() -> None:

@@ -22,9 +22,11 @@ from workbench.tensors import Activations, Fingerprint
 
 NAMES = registry.names("probes")
 GIVEN: dict[str, dict[str, Any]] = {
-    "attention_pooled": {"steps": 40},
-    "magnitude_mean": {"epochs": 80},
-    "quantile": {"epochs": 80},
+    "attention_pooled": {"steps": 15},
+    "contrast_consistent": {"restarts": 3, "epochs": 80, "lr": 0.05},
+    "magnitude_mean": {"epochs": 40, "hidden": 16},
+    "mlp": {"steps": 60},
+    "quantile": {"epochs": 40, "hidden": 16},
 }
 """Options that keep a probe quick, by its name."""
 MODEL = Fingerprint("planted", "llama", 8, 2, "abc")
@@ -87,7 +89,8 @@ def _pairs(generator: torch.Generator, target: str) -> tuple[list[Prompt], torch
 
 @cache
 def judged(name: str) -> ProbeTable:
-    return probes.evaluate(method(name), planted(name), folds=3, shuffles=2)
+    shuffles = 4 if method(name).target == "class" else 1
+    return probes.evaluate(method(name), planted(name), folds=3, shuffles=shuffles)
 
 
 @cache
@@ -115,13 +118,11 @@ def test_shuffled_targets_give_chance(name: str) -> None:
     for site in (SITE, OTHER):
         control = table.at(site, "shuffled labels")
         if method(name).target == "class":
-            row = control.loc["accuracy"]
-            assert row["low"] <= 0.5 <= row["high"], row
+            row = control.loc["accuracy"]  # 95 % of one interval, and here are many
+            assert row["low"] - 0.05 <= 0.5 <= row["high"] + 0.05 and row["n"] == 12, row
         else:
             assert control.loc["r2", "low"] <= 0.02
-    if (
-        method(name).reads != "pairs"
-    ):  # whose labels decide a sign alone: a fit is all right or wrong
+    if method(name).reads != "pairs":  # whose labels decide a sign alone: all is right or wrong
         assert table.at(SITE).loc["selectivity", "low"] > 0.1
     assert table.at(OTHER).loc["selectivity", "low"] <= 0.1
 

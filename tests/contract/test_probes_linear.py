@@ -149,12 +149,30 @@ def test_a_covariance_that_cannot_be_inverted_is_refused(probe: Probe, how: str)
     if how == "twin":
         rows[:, 3] = rows[:, 5]
     if how == "constant":
-        rows[:, 3] = 7.3
+        rows = rows.double()  # the mean of many 0.1 is not quite 0.1
+        rows[:, 3] = 0.1
     if how == "sum":  # as activations without a mean: no column repeats another
         rows = rows - rows.mean(1, keepdim=True)
     with pytest.raises(WorkbenchError, match="cannot be inverted") as refusal:
         probe.fit(Data(rows, data.targets))
     assert f"got {len(rows)} rows" in str(refusal.value)
+
+
+@pytest.mark.parametrize("probe", [MassMean(iid=True), Lda(None)], ids=str)
+def test_features_of_unequal_size_are_whitened_all_the_same(probe: Probe) -> None:
+    """One massive activation beside small ones is no reason to refuse."""
+    data, _ = gaussians(n=300)
+    scaled = Data(data.rows * torch.logspace(-4, 4, D), data.targets)
+    same = [fitted(probe, x).score(x.rows) for x in (data, scaled)]
+    torch.testing.assert_close(*same, atol=1e-3, rtol=1e-3)
+
+
+def test_a_class_of_one_row_is_shrunk_in_silence() -> None:
+    data, _ = gaussians(n=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Lda().fit(Data(data.rows, (torch.arange(60) == 7).double()))
+    assert found["weight"].isfinite().all()
 
 
 def test_enough_rows_pass_without_a_word() -> None:
@@ -181,6 +199,15 @@ def test_whitening_finds_what_correlated_noise_hides() -> None:
     }
     assert right[True] > right[False] + 0.15
     assert cosine(MassMean().fit(data)["weight"], torch.tensor([1.0, 0.0])) > 0.98
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    data, _ = gaussians(n=100)
+    with pytest.raises(WorkbenchError, match="predicts a number, which has no probability"):
+        fitted(Ridge(), data).probability(data.rows)
+    still = Data(torch.ones_like(data.rows), data.targets)
+    with pytest.raises(WorkbenchError, match="has a weight of zero"):
+        fitted(MassMean(), still).edit()
 
 
 def test_the_plain_mass_mean_weight_is_the_difference_itself() -> None:
@@ -259,6 +286,35 @@ def test_logistic_stops_where_the_gradient_is_zero() -> None:
     loss = torch.nn.functional.softplus(-sign * (data.rows.double() @ weight + bias)).sum()
     slopes = torch.autograd.grad(2.0 * loss + weight.square().sum() / 2, [weight, bias])
     assert max(float(slope.abs().max()) for slope in slopes) < 1e-4
+
+
+def test_a_site_without_a_slope_takes_no_step() -> None:
+    """Nothing varies and the classes are even: gradient, steps and their changes are exactly 0."""
+    data, _ = gaussians(n=100)
+    rows = torch.stack([torch.zeros_like(data.rows), data.rows]).double()
+    weights, biases = linalg.logistic_many(rows, torch.stack([data.targets == 1] * 2))
+    assert not weights[0].any() and float(biases[0]) == 0
+    assert weights[1].isfinite().all() and weights[1].any()
+
+
+@pytest.mark.filterwarnings("ignore:.*features and only")
+def test_a_wide_fit_factors_no_matrix_of_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factor of width 4096 takes half a second and 64 MB at each site, and saves nothing."""
+    narrow, wide = correlated(n=300, d=24), correlated(n=60, d=300)
+    called = []
+    factor = linalg._factor
+    monkeypatch.setattr(linalg, "_factor", lambda *a: called.append(1) or factor(*a))
+    linalg.logistic_many(wide.rows[None], (wide.targets == 1)[None], 100.0)
+    assert not called
+    linalg.logistic_many(narrow.rows[None], (narrow.targets == 1)[None], 100.0)
+    assert called
+
+
+def correlated(n: int, d: int) -> Data:
+    draw = torch.Generator().manual_seed(4)
+    rows = torch.randn(n, d, generator=draw) * torch.logspace(0, -3, d)
+    rows = rows @ torch.randn(d, d, generator=draw)
+    return Data(rows, (rows[:, 0] + torch.randn(n, generator=draw) > 0).double())
 
 
 def test_a_logistic_fit_that_does_not_converge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

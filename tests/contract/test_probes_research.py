@@ -206,6 +206,12 @@ def test_the_order_of_pairs_does_not_matter_and_broken_pairs_are_refused() -> No
             ContrastConsistent().fit(broken)
 
 
+def test_pairs_that_are_all_alike_are_refused() -> None:
+    data, _ = asserted(0, n=1)
+    with pytest.raises(WorkbenchError, match="do not vary"):
+        ContrastConsistent(normalise="sides").fit(data)
+
+
 # --------------------------------------------------------------------------- numeric distributions
 
 
@@ -327,6 +333,8 @@ def test_the_prediction_averages_over_the_likeliest_exponents_only() -> None:
         ("6e3 and 1.5E-1", 0.15, 3000.075),
         ("x = 12.", 12.0, 12.0),
         ("L3 has none", None, None),
+        ("p = .05 or \u22122", -2.0, -0.975),
+        ("version 1.2.3", 1.2, 1.2),
         ("", None, None),
     ],
 )
@@ -485,6 +493,11 @@ def test_cost_and_recall_follow_the_threshold() -> None:
     assert bool((ends["low"] <= ends["mean"]).all() and (ends["mean"] <= ends["high"]).all())
 
 
+def test_what_is_not_escalated_is_never_flagged() -> None:
+    everything = cascade.Cascade(lambda items: [0.0] * len(items), 0.0, decision=-math.inf)
+    assert everything.run(torch.tensor([-1.0, 1.0]), "ab").flagged.tolist() == [False, True]
+
+
 def test_the_classifier_is_asked_only_what_passes() -> None:
     seen: list[str] = []
 
@@ -504,6 +517,8 @@ def test_a_threshold_for_a_rate_lets_no_more_through() -> None:
         assert int((scores >= threshold).sum()) == through
     with pytest.raises(WorkbenchError, match="no such share"):
         cascade.threshold_for(scores, 1.5)
+    with pytest.raises(WorkbenchError, match="1 NaN"):
+        cascade.threshold_for(torch.tensor([0.0, math.nan]), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -552,6 +567,8 @@ def test_targets_and_streams_of_another_size_are_refused() -> None:
     stream = cascade.Stream(FittedProbe("cascade", "L0.resid_post", "all", weights, probe.params))
     with pytest.raises(WorkbenchError, match="another width"):
         stream.push(torch.zeros(D + 1))
+    with pytest.raises(WorkbenchError, match="1 not finite"):
+        stream.push(torch.zeros(D).index_fill(0, torch.tensor([2]), math.nan))
     with pytest.raises(WorkbenchError, match="no running score"):
         cascade.Stream(FittedProbe("quantile", "L0.resid_post", "last", weights))
 

@@ -19,7 +19,7 @@ from workbench.locate import ActivationPatching
 from workbench.patching.cases import cases_of
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "stories260K" / "hf"
-STORY = "Once upon a time, there was a little {} named {}."
+STORY = "There was a little {} named {}."
 QUICK: dict[str, Any] = {"control": "none"}
 
 
@@ -89,10 +89,14 @@ MAPS = {
     "k": "get_act_patch_attn_head_k_all_pos",
     "v": "get_act_patch_attn_head_v_all_pos",
 }
+GROUPED = ("resid_pre", "z", "k")
+"""What is asked again of a model with fewer key-value heads and rotary positions."""
 
 
-@pytest.mark.parametrize("part", list(MAPS))
-@pytest.mark.parametrize("name", ["gpt2", "stories260K"])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [*(("gpt2", part) for part in MAPS), *(("stories260K", part) for part in GROUPED)],
+)
 def test_maps_are_those_of_transformer_lens(name: str, part: str) -> None:
     a, b = ours(name, part), theirs(name, MAPS[part])
     assert a.shape == b.shape

@@ -16,6 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from workbench import linalg
 from workbench.probes import Lda, Logistic, MassMean, Mlp, Ridge
 from workbench.probes.base import Data
 
@@ -59,9 +60,23 @@ def test_logistic_coefficients(standardised: bool, c: float | int, skew: float) 
 
 
 @pytest.mark.filterwarnings("ignore:.*features and only")
-def test_logistic_coefficients_with_more_features_than_rows() -> None:
-    data = classes(2, n=40, d=90)
-    close(Logistic().fit(data), *logistic_of_sklearn(data, 1.0, True))
+@pytest.mark.parametrize("c", [1.0, 1000.0])
+@pytest.mark.parametrize("skew", [0.0, 1.0])
+def test_logistic_coefficients_with_more_features_than_rows(c: float, skew: float) -> None:
+    """Labels can be fitted, so the loss is all but flat: only the penalty says where to stop."""
+    data = classes(2, n=40, d=90, skew=skew)
+    close(Logistic(inverse_penalty=c).fit(data), *logistic_of_sklearn(data, c, True))
+
+
+@pytest.mark.filterwarnings("error:.*did not converge")
+def test_large_raw_rows_converge_like_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient is as large as the rows, and so is its rounding."""
+    steps, direction = [], linalg._direction
+    monkeypatch.setattr(linalg, "_direction", lambda *a: steps.append(1) or direction(*a))
+    data = classes(3, n=400, skew=1.5)
+    data = Data(data.rows * 300, data.targets)
+    close(Logistic(standardised=False).fit(data), *logistic_of_sklearn(data, 1.0, False))
+    assert len(steps) < 100
 
 
 def test_many_logistic_fits_are_the_single_ones() -> None:

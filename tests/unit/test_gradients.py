@@ -71,6 +71,20 @@ def test_attention_has_gradients_too(part: str) -> None:
     torch.testing.assert_close((up - down) / 0.02, told, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("part", ["pattern", "attn_scores"])
+def test_attention_is_finite_in_float64_too(family: str, part: str) -> None:
+    """Rows of left padding see nothing at all; float64's least number is -inf in a float32 softmax."""
+    model = double(family)
+    tokens = model.tokens(PROMPTS)
+    assert not bool(tokens.mask.all())
+    plain = model.run(tokens, logits="last").logits
+    trace = model.run(tokens, record=[f"L1.{part}"], logits="last")
+    torch.testing.assert_close(trace.logits, plain, rtol=1e-5, atol=1e-6)
+    _, grads, _ = Gradients(model, False)(tokens, f"L1.{part}", score)
+    assert bool(grads[f"L1.{part}"].isfinite().all()) and bool(grads[f"L1.{part}"].any())
+
+
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 def test_every_backend_gives_the_same(backend: str) -> None:
     tokens = tiny.model().tokens(PROMPTS)
@@ -172,6 +186,8 @@ def test_a_site_the_loss_does_not_depend_on_has_zeros() -> None:
         (dict(sites="L1.z", loss=lambda logits: logits.sum()), "not one number per case"),
         (dict(sites="L1.z", loss=score, inputs=torch.zeros(3, 2, 32)), "another shape"),
         (dict(sites="L1.router_logits", loss=score), "router_logits"),
+        (dict(sites="L1.z", loss=lambda logits: (logits[:, 5] - 9).log()), "the loss is NaN"),
+        (dict(sites="L1.z", loss=lambda logits: (logits[:, 5] * 0).sqrt()), "L1.z is NaN"),
     ],
 )
 def test_what_cannot_be_is_said(ask: dict[str, Any], said: str) -> None:

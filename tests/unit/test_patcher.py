@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import workbench as wb
 from tests import tiny
@@ -237,12 +238,23 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
     assert torch.equal(model.run(tokens).logits, before)
 
 
-def test_what_comes_out_takes_gradients_and_holds_no_vocabulary() -> None:
+def test_what_comes_out_takes_gradients_and_holds_no_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny.model()
     tokens, _ = both(model, ["L1.z"])
-    found = Patched(model, False)(tokens, [[], []], lambda logits: logits[:, 3])
-    assert found.shape == (2, 2) and not found.is_inference()
-    assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
+    seen: list[StorageWeakRef] = []
+    alive: list[int] = []
+
+    def one(logits: Tensor) -> Tensor:
+        alive.append(sum(not ref.expired() for ref in seen))
+        seen.append(StorageWeakRef(logits.untyped_storage()))
+        return logits[:, 3]  # a view of the logits
+
+    monkeypatch.setattr(patcher, "CPU_TOKENS", 1)
+    found = Patched(model, False)(tokens, [[]] * 4, one)
+    assert found.shape == (4, 2) and not found.is_inference()
+    assert len(alive) == 4 and max(alive) <= 1, "logits of earlier forwards are kept"
 
 
 def test_a_bar_says_how_many_runs_are_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +286,25 @@ def misfits() -> dict[str, tuple[Callable[[Tensor], Any], str]]:
         "logits": (lambda z: [[Patch("logits", z.flatten(2))]], "is not one whole site"),
         "site": (lambda z: [[Patch("L1.expert", z)]], "has none"),
     }
+
+
+@pytest.mark.parametrize("site", ["L1.resid_pre", "L1.k", "L1.pattern"])
+def test_values_of_another_width_are_not_stretched(site: str) -> None:
+    """One number for a whole vector or one head for all would fit by broadcasting."""
+    model = tiny.model()
+    tokens, values = both(model, [site])
+    for wrong in (values[site][..., :1], values[site][..., :-1]):
+        with pytest.raises(wb.WorkbenchError, match="another shape"):
+            Patched(model, False)(tokens, [[Patch(site, wrong)]], last)
+    assert all(not m._forward_pre_hooks for m in model.hf.modules())
+
+
+def test_values_go_by_the_names_they_were_asked_by() -> None:
+    model = tiny.model()
+    tokens, _ = both(model, ["L1.z"])
+    found = Patched(model, False).values(tokens, [[]], ["blocks.1.attn.hook_z", "L1.z"])
+    assert list(found) == ["blocks.1.attn.hook_z", "L1.z"]
+    assert torch.equal(*found.values())
 
 
 @pytest.mark.parametrize("name", list(misfits()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,14 +21,16 @@ from sklearn.metrics import r2_score, roc_auc_score
 import workbench as wb
 from tests import tiny
 from workbench import interventions, probes
+from workbench.comparison.stats import Interval
 from workbench.errors import FileRefused, WorkbenchError
 from workbench.probes.mass_mean import MassMean
+from workbench.probes.quantile import Quantile
 from workbench.probes.ridge import Ridge
 from workbench.probing import baselines, measures, store
 from workbench.probing.folds import groups_of, split, warn_of_leaks
 from workbench.probing.measures import Bootstrap, Held
 from workbench.probing.reward import scorer
-from workbench.probing.table import ProbeTable
+from workbench.probing.table import ProbeTable, _reliability
 from workbench.prompts.duplicates import normalised, repeated
 from workbench.records import Prompt
 from workbench.tensors import Activations, Fingerprint
@@ -99,8 +102,24 @@ def test_what_belongs_together_is_one_group() -> None:
         prompts, texts, list(range(8)), ["x", None, None, None, None, None, None, "x"]
     )
     assert asked[0] == asked[1] == asked[7] and len(set(asked)) == 3
-    with pytest.raises(WorkbenchError, match="not one per example"):
-        groups_of(prompts, texts, list(range(8)), ["x"])
+    nan = [float("nan") for _ in range(8)]
+    assert np.array_equal(groups_of(prompts, texts, list(range(8)), nan), found)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, "series", "rows"])
+def test_groups_of_any_kind_are_told_by_what_they_say(kind: Any) -> None:
+    """Elements of a tensor hash by identity, and a Series is read by its index."""
+    known = [i // 10 for i in range(100)]
+    if kind == "series":
+        given = pd.Series(known, index=range(5, 105))
+    elif kind == "rows":
+        given = [[i, "x"] for i in known]
+    else:
+        given = kind(known)
+    table = probes.evaluate("mass_mean", acts_of(HALVES), groups=given, controls=False)
+    assert table.provenance["n_groups"] == 10
+    with pytest.raises(WorkbenchError, match="groups are not one per example"):
+        probes.evaluate("mass_mean", acts_of(HALVES), groups=given[:9])
 
 
 @pytest.mark.parametrize("classes", [True, False])
@@ -169,6 +188,7 @@ def test_texts_that_differ_raise_no_warning() -> None:
         )
     assert counted["duplicates"] == counted["leaked_texts"] == 0
     assert normalised("  A  b. ") == normalised("a B!") != normalised("a b c")
+    assert normalised("?") != normalised("!"), "all that it says is its punctuation"
 
 
 def test_rows_of_one_prompt_stay_together() -> None:
@@ -375,12 +395,10 @@ def test_numbers_have_their_own_measures_and_baselines() -> None:
 
 
 def test_the_coverage_of_a_probe_that_gives_an_interval_is_judged() -> None:
-    from workbench.probes.quantile import Quantile
-
     rng = np.random.default_rng(0)
     y = rng.normal(size=200).tolist()
     table = probes.evaluate(
-        Quantile(hidden=0, epochs=60), acts_of(y, (2.0,)), folds=3, controls=False
+        Quantile(hidden=0, epochs=30), acts_of(y, (2.0,)), folds=3, controls=False
     )
     row = table.at("L0.resid_post").loc["coverage"]
     assert "nominal 0.95" in row["unit"] and row["low"] <= 0.95 and row["mean"] > 0.7
@@ -395,6 +413,78 @@ def test_choosing_the_best_of_many_useless_sites_is_optimistic_and_nested_is_not
         table.best("beauty")
     with pytest.raises(WorkbenchError, match="no out-of-fold scores"):
         replace(table, held={}, bootstrap=None).best(nested=True)
+
+
+def test_a_control_task_is_drawn_so_that_it_can_be_fitted() -> None:
+    """Two types draw equal labels half of the time."""
+    acts = acts_of(HALVES, (0.0,))
+    for seed in range(4):
+        table = probes.evaluate("mass_mean", acts, types=np.arange(100) % 2, seed=seed, shuffles=2)
+        row = table.at("L0.resid_post", "control task").loc["accuracy"]
+        assert row["low"] < row["mean"] < row["high"] and row["n"] == 100
+    with pytest.raises(WorkbenchError, match="types are too few"):
+        probes.evaluate("mass_mean", acts, types=["same"] * 100)
+
+
+def test_types_of_a_tensor_are_told_by_what_they_say() -> None:
+    acts = acts_of(HALVES, (0.0,))
+    types = [i % 7 for i in range(100)]
+    given, same = (
+        probes.evaluate("mass_mean", acts, types=t, shuffles=1)
+        for t in (torch.tensor(types), types)
+    )
+    assert given.frame().equals(same.frame())
+
+
+@pytest.mark.parametrize("name", ["accuracy", "auroc", "r2", "mae"])
+def test_controls_of_several_fits_are_measured_as_one_table(name: str) -> None:
+    """A fold of few examples must not lead: a mean of quotients would be off by any amount."""
+    some = held(60)
+    some = replace(some, folds=np.repeat([0, 1, 2], [3, 17, 40]))
+    found = measures.over_fits(name, [some])
+    assert found.mean == pytest.approx(measures.MEASURES[name][0](some, np.ones((1, 60)))[0])
+    assert found.n == 3 and found.low <= found.mean <= found.high
+
+
+def test_a_difference_is_as_wide_as_both_intervals_together() -> None:
+    """Of two normal means it is the textbook's, and a perfect share keeps Wilson's end."""
+    found = measures.difference(Interval(3.0, 2.7, 3.3, 50), Interval(1.0, 0.6, 1.4, 9))
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((2.0, 1.5, 2.5, 50))
+    skewed = measures.difference(Interval(3.0, 2.7, 4.2, 50), Interval(1.0, 0.5, 1.4, 9))
+    assert (skewed.low, skewed.high) == pytest.approx((1.5, 3.3))
+    perfect = measures.difference(Interval(1.0, 0.9, 1.0, 30), Interval(1.0, 1.0, 1.0, 9))
+    assert (perfect.low, perfect.mean, perfect.high) == pytest.approx((-0.1, 0.0, 0.0))
+
+
+def test_a_perfect_auroc_rests_on_pairs_of_one_fold() -> None:
+    scores = np.array([0.0, 0, 0, 1, 0, 1, 1, 1])
+    found = Held(scores, scores, np.repeat([0, 1], 4), np.full(8, 0.5))
+    assert measures.disjoint_pairs(found, np.arange(8)) == 2
+    assert measures.disjoint_pairs(replace(found, folds=np.zeros(8, int)), np.arange(8)) == 4
+    row = measures.judged("auroc", found, Bootstrap(np.arange(8)))
+    assert row.mean == 1.0 and row.low == pytest.approx(measures.wilson(2, 2).low)
+
+
+def test_reliability_counts_each_group_once() -> None:
+    """Ten copies of every example are no ten examples."""
+    some, index = held(100), np.repeat(np.arange(100), 10)
+    alone, copied = _reliability(some, np.arange(100)), _reliability(some.at(index), index)
+    for name in ("predicted", "observed", "low", "high"):
+        np.testing.assert_allclose(copied[name], alone[name])
+    assert copied["n"] == [10 * n for n in alone["n"]] and sum(alone["n"]) == 100
+    assert all(np.array(alone["low"]) <= alone["observed"])
+    assert all(np.array(alone["high"]) >= alone["observed"])
+
+
+def test_what_has_no_best_end_is_refused() -> None:
+    with pytest.raises(WorkbenchError, match="other than ece"):
+        judged().best("ece", nested=True)
+    assert judged().best("ece").mean == judged().frame().query("measure == 'ece'")["mean"].min()
+    numeric = probes.evaluate(
+        Quantile(hidden=0, epochs=2), acts_of(np.arange(30.0).tolist()), folds=2, controls=False
+    )
+    with pytest.raises(WorkbenchError, match="coverage has no best end"):
+        numeric.best("coverage")
 
 
 def test_one_seed_one_table() -> None:
@@ -537,6 +627,8 @@ def test_heads_are_probed_one_by_one() -> None:
     for heads, values in ((4, acts.values), (3, {"L1.resid_post": acts["L1.z"]}), (0, acts.values)):
         with pytest.raises(WorkbenchError, match="cannot cut"):
             probes.fit("mass_mean", replace(acts, values=values), heads=heads)
+    with pytest.raises(WorkbenchError, match="one of the two"):
+        probes.fit("mass_mean", acts, heads=3, join=True)
 
 
 # ---- files
@@ -628,6 +720,28 @@ def test_a_scorer_refuses_another_model_and_squashed_numbers() -> None:
     assert numeric.classes == ()
     with pytest.raises(WorkbenchError, match="no probability"):
         scorer(numeric, model, squash=True)
+
+
+def test_a_scorer_refuses_what_gives_no_one_score_of_a_completion() -> None:
+    """It gave the score of the prompt's first token."""
+    model, _, probe = on_tiny()
+    for pool in ("all", "first"):
+        with pytest.raises(WorkbenchError, match="does not read a completion as one"):
+            scorer(replace(probe, pool=pool), model)
+    acts = model.record(["abc", "xyz", "abd", "xyw"], "L1.resid_post", pool="all", progress=False)
+    whole = probes.fit("attention_pooled", acts, targets=[1, 0, 1, 0])["L1.resid_post"]
+    found = scorer(whole, model)(["abc", "xy"], ["de", "x"])
+    read = model.record(["abcde", "xyx"], "L1.resid_post", pool="all", progress=False)
+    torch.testing.assert_close(found, whole.score(read), rtol=1e-3, atol=1e-3)
+
+
+def test_a_scorer_reads_one_head() -> None:
+    model, acts, _ = on_tiny()
+    heads = model.record(acts.rows, "L1.z", progress=False)
+    probe = probes.fit("mass_mean", heads, heads=model.n_heads)["L1.z[head=1]"]
+    found = scorer(probe, model)("abc", "de")
+    alone = probe.score(model.record("abcde", "L1.z", progress=False))
+    assert found == pytest.approx(float(alone), rel=1e-3, abs=1e-4)
 
 
 def test_it_rewards_training_and_judges_steering() -> None:

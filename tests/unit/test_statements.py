@@ -56,6 +56,19 @@ def test_copies_are_said_and_grouped(tmp_path: Path) -> None:
     assert groups[0] is None and len(found) == 5
 
 
+def test_copies_stay_in_the_group_of_a_column_of_that_name(tmp_path: Path) -> None:
+    text = "statement,label,group\nA is B.,1,x\nA is B,1,x\nC is D.,0,x\n"
+    with pytest.warns(UserWarning, match="1 do so but"):
+        found = read_statements(written(tmp_path, text))
+    assert [p.meta["group"] for p in found] == ["x"] * 3
+
+
+def test_a_quote_that_never_closes_is_refused(tmp_path: Path) -> None:
+    long = 'statement,label\n"A is B.,1\n' + "C is D.,0\n" * 20_000
+    with pytest.raises(FileRefused, match="closed quotes"):
+        read_statements(written(tmp_path, long))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

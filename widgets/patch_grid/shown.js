@@ -47,7 +47,7 @@ export function picture(frame, meta, about, spec) {
     values: { shape: [rows, cols], values },
     texts: cols <= 60 ? (r, c) => brief(values[r * cols + c], scale) : null,
     scale, unit: `${measure.name}, ${measure.unit}${one ? `, case ${spec.case}` : ""}`,
-    rowName: down.name, colName: across.name, cellWidth: 46, cellHeight: 21,
+    rowName: down.name, colName: across.name, cellWidth: 40, cellHeight: 21,
     marks: (r, c) => here && c === place[n - 1] && (n === 1 || rowOf(rows, r) === place[n - 2]),
     chosen: here ? { row: n > 1 ? rowOf(rows, place[n - 2]) : 0, col: place[n - 1] } : {},
     say: (r, c) => `${where(r, c)}: ${measure.name} ${value(r, c)}`,

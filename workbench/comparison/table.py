@@ -125,16 +125,27 @@ class Table:
     def save(self, path: str | Path) -> Path:
         """Write everything, generations included, as one JSON file; `Table.load` gives it back."""
         refuse_pickle(Path(path))
-        plain = {
-            "format": FORMAT,
-            "version": VERSION,
+        plain = {"format": FORMAT, "version": VERSION, **self._plain()}
+        write_atomically(Path(path), json.dumps(plain, allow_nan=False).encode())
+        return Path(path)
+
+    def _plain(self) -> dict[str, Any]:
+        """Everything as values that JSON knows; `_of` makes it a table again."""
+        return {
             "columns": {k: [_without_nan(v) for v in c] for k, c in self.columns.items()},
+            "missing": [k for k, c in self.columns.items() if any(map(_is_nan, c))],
             "units": dict(self.units),
             "provenance": dict(self.provenance),
             "generations": [{**asdict(g), "prompt": to_plain(g.prompt)} for g in self.generations],
         }
-        write_atomically(Path(path), json.dumps(plain, allow_nan=False).encode())
-        return Path(path)
+
+    @classmethod
+    def _of(cls, plain: dict[str, Any]) -> Any:
+        columns = dict(plain["columns"])
+        for name in {"value", *plain.get("missing", ())} & set(columns):
+            columns[name] = [float("nan") if v is None else v for v in columns[name]]
+        generations = tuple(_generation(g) for g in plain["generations"])
+        return cls(columns, plain["units"], plain["provenance"], generations)
 
     @classmethod
     def load(cls, path: str | Path) -> Table:
@@ -149,19 +160,15 @@ class Table:
             plain = json.loads(path.read_text(encoding="utf-8"))
             if (plain["format"], plain["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {plain['format']} {plain['version']}")
-            numbers = [float("nan") if v is None else v for v in plain["columns"].pop("value", [])]
-            columns = {**plain["columns"], **({"value": numbers} if numbers else {})}
-            generations = tuple(_generation(g) for g in plain["generations"])
+            return cls._of(plain)
         except (OSError, ValueError, KeyError, TypeError) as reason:
             raise FileRefused(
-                f"Table.load({str(path)!r})",
-                f"is not a saved table ({reason})",
+                f"{cls.__name__}.load({str(path)!r})",
+                f"is not a saved {cls.__name__.lower()} ({reason})",
                 expected=f"a file of format {FORMAT} {VERSION}",
                 got=path.suffix or "no suffix",
-                do="save it again with Table.save",
+                do=f"save it again with {cls.__name__}.save",
             ) from None
-        order = [c for c in COMPARED if c in columns] + [c for c in columns if c not in COMPARED]
-        return cls({c: columns[c] for c in order}, plain["units"], plain["provenance"], generations)
 
     @property
     def _compared(self) -> bool:
@@ -213,8 +220,12 @@ class Figure:
         return self.plot()._repr_mimebundle_(*args, **kwargs)
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
 def _without_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value
+    return None if _is_nan(value) else value
 
 
 def _generation(plain: dict[str, Any]) -> Generation:

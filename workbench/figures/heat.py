@@ -27,7 +27,11 @@ def draw(frame: Any, spec: Mapping[str, Any], caption: str) -> Any:
     panels = cells["mean"].shape[0]
     titles = _titles(axes[:-2])
     plot = make_subplots(
-        rows=1, cols=panels, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles
+        rows=1,
+        cols=panels,
+        shared_yaxes=True,
+        horizontal_spacing=min(0.03, 0.3 / panels),  # gaps of many panels must leave them room
+        subplot_titles=titles,
     )
     colours = _colours(cells["mean"])
     for i in range(panels):
@@ -38,7 +42,9 @@ def draw(frame: Any, spec: Mapping[str, Any], caption: str) -> Any:
     if len(axes) > 1:
         plot.update_yaxes(title=axes[-2]["name"], col=1)
     plot.update_xaxes(type="category")
-    plot.update_layout(coloraxis=colours | {"colorbar": {"title": spec["unit"], "thickness": 12}})
+    plot.update_layout(
+        coloraxis=colours | {"colorbar": {"title": escape(spec["unit"]), "thickness": 12}}
+    )
     across = cells["mean"].shape[2] * panels
     size = {"height": 150 + CELL * down, "width": min(1200, max(480, 200 + CELL * across))}
     return dressed(plot, caption, **size)
@@ -55,7 +61,7 @@ def _titles(axes: Any) -> list[str]:
     titles = [""]
     for axis in axes:
         titles = [f"{t} {axis['name']} {label}".strip() for t in titles for label in shown(axis)]
-    return titles
+    return [escape(title, quote=False) for title in titles]
 
 
 def _colours(means: np.ndarray) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def _colours(means: np.ndarray) -> dict[str, Any]:
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     if low < 0 < high:
         most = max(-low, high)
-        return {"colorscale": "PuOr_r", "cmin": -most, "cmax": most}
+        return {"colorscale": "PuOr", "cmin": -most, "cmax": most}
     return {"colorscale": "Cividis", "cmin": low, "cmax": high}
 
 

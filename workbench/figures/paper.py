@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from html import escape
 from typing import Any
 
 # Okabe-Ito, which colour-blind readers tell apart, without its black and yellow
@@ -10,21 +12,30 @@ BASE = "#888888"
 INK = "#808080"
 GRID = "rgba(128,128,128,0.25)"
 CLEAR = "rgba(0,0,0,0)"
+CHARACTER = 6.4
+"""Mean width in pixels of a letter of the caption."""
 
 
 def dressed(plot: Any, caption: str, **layout: Any) -> Any:
-    """The plot in the house's clothes."""
+    """The plot in the house's clothes, its caption in as many lines as it takes."""
+    plot.update_layout(**layout)
+    lines = textwrap.wrap(caption, max(40, int((plot.layout.width or 700) / CHARACTER)))
     plot.update_xaxes(gridcolor=GRID, linecolor=INK, zeroline=False, automargin=True)
     plot.update_yaxes(gridcolor=GRID, linecolor=INK, zeroline=False, automargin=True)
     plot.update_layout(
-        title={"text": caption, "font": {"size": 12}, "x": 0, "xanchor": "left"},
+        title={
+            "text": "<br>".join(escape(line, quote=False) for line in lines),
+            "font": {"size": 12},
+            "x": 0,
+            "xanchor": "left",
+        },
         paper_bgcolor=CLEAR,
         plot_bgcolor=CLEAR,
         font={"color": INK},
-        margin={"l": 20, "r": 20, "t": 40, "b": 50},
+        margin={"l": 20, "r": 20, "t": 25 + 16 * len(lines), "b": 50},
         modebar={"bgcolor": CLEAR, "color": INK},
+        height=(plot.layout.height or 450) + 16 * (len(lines) - 1),
     )
-    plot.update_layout(**layout)
     return plot
 
 

@@ -14,7 +14,7 @@ _HOVER = "%{x}<br>%{y:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}]<br>n = %
 
 
 def draw(frame: Any, spec: Mapping[str, Any], caption: str) -> Any:
-    """A line per part of the model, its band, and grey lines for what it has to beat.
+    """A line per part of the model with its band; its controls in grey, baselines as level lines.
 
     `spec["places"]` says of every site which line it is on and where along it.
     """

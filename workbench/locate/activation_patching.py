@@ -90,6 +90,7 @@ class ActivationPatching(Localiser):
         sides.chosen(f"{name}(control=...)", self.control, ("top", "none"))
         sides.chosen(f"{name}(per=...)", self.per, Per)
         sides.known_metric(name, self.metric)
+        sides.at_least_one(f"{name}(top=...)", self.top)
 
     def find(
         self,
@@ -108,12 +109,16 @@ class ActivationPatching(Localiser):
         source = run(two.source, record=read, logits="last")
         old = base.values
         new = {site: two.put(old[site], value) for site, value in source.values.items()}
-        job = _Job(self, two, patched, dims, old, new, *self._metrics(cases, base, source))
+        measured = (cases.metric(t.logits[:, -1], self.metric) for t in (base, source))
+        job = _Job(self, two, patched, dims, old, new, *measured)
+        del source  # as large as what is kept
         axes = self._axes(dims)
         axes = (*axes, pos_axis(cases, decode)) if self._each else axes
         metric = job.metrics(axes)
         recovered = job.fraction(metric)
-        also = {"control": job.control(axes, recovered)} if self.control == "top" else {}
+        also = {}
+        if self.control == "top" and bool(recovered.isfinite().any()):
+            also["control"] = job.control(axes, recovered)
         clean, corrupted = ("source", "base")[:: 1 if self.direction == "denoising" else -1]
         return Scores(
             {"recovered": recovered, self.metric: metric},
@@ -128,10 +133,6 @@ class ActivationPatching(Localiser):
     @property
     def _each(self) -> bool:
         return (self.positions or ("all" if self.part in HEADS else "each")) == "each"
-
-    def _metrics(self, cases: Cases, base: Any, source: Any) -> tuple[Tensor, Tensor]:
-        one, other = (cases.metric(trace.logits[:, -1], self.metric) for trace in (base, source))
-        return one, other
 
     def _axes(self, dims: Any) -> tuple[Axis, ...]:
         axes = (layer_axis(dims.n_layers),)

@@ -143,6 +143,9 @@ class AttributionPatching(Localiser):
         if self.direction == "noising":
             clean, corrupted = corrupted, clean
         recovered = job.fraction(effect.movedim(0, -1) + job.base_metric).movedim(-1, 0)
+        also = {}
+        if patched and self.exact and bool(effect.isfinite().any()):
+            also["exact"] = job.checked(effect, axes, patched)
         return Scores(
             {"effect": effect, "recovered": recovered},
             axes,
@@ -151,7 +154,7 @@ class AttributionPatching(Localiser):
             f"at each place, mean over {len(cases)} cases.",
             reference={"clean": clean, "corrupted": corrupted},
             edit=job.edit,
-            also={"exact": job.checked(effect, axes, patched)} if patched and self.exact else {},
+            also=also,
         )
 
     @property
@@ -214,7 +217,7 @@ class _Job:
 
     def averaged(self, sites: list[str], start: str, gradients: Any) -> dict[str, Tensor]:
         """Mean gradients at `sites` while the value at `start` goes from base to source."""
-        total = {site: torch.zeros_like(self.base[site]) for site in sites}
+        total = {s: torch.zeros_like(self.base[s], dtype=torch.float32) for s in sites}
         steps = self.method.steps
         for step in range(steps):
             between = torch.lerp(self.base[start], self.source[start], (step + 0.5) / steps)

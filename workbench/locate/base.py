@@ -33,7 +33,7 @@ Need = Literal["dims", "run", "patched", "gradients", "head", "edges", "generate
 Reads = Literal["answer", "foil", "corrupted"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cases:
     """What is asked of the model: a row per case, as one left-padded batch.
 
@@ -56,10 +56,25 @@ class Cases:
     def __len__(self) -> int:
         return len(self.clean)
 
+    def __repr__(self) -> str:
+        have = [name for name in ("answer", "foil", "corrupted") if getattr(self, name) is not None]
+        return f"Cases({len(self)}, with {', '.join(have) or 'prompts alone'})"
+
     @property
     def swapped(self) -> Cases:
-        """Clean and corrupted exchanged, answers with their foils too."""
-        assert self.corrupted is not None and self.columns is not None
+        """Clean and corrupted exchanged, answers with their foils too.
+
+        Raises:
+            WorkbenchError: there is no corrupted side.
+        """
+        if self.corrupted is None or self.columns is None:
+            raise WorkbenchError(
+                "Cases.swapped",
+                "there is no corrupted side",
+                expected="clean and corrupted prompts",
+                got=f"{len(self)} clean ones",
+                do="make them with wb.prompts.counterfactuals(clean=, corrupted=, answers=)",
+            )
         back = self.columns.new_full(self.corrupted.ids.shape, -1)
         rows, columns = (self.columns >= 0).nonzero(as_tuple=True)
         back[rows, self.columns[rows, columns]] = columns

@@ -10,15 +10,17 @@ Units: nats, to first order: how the loss moves when u' is added at one of the s
 Source: Zhang, Kwek, Zhang, Nguyen, Mitra and Zhang (2025), When Reasoning Meets Compression,
     https://arxiv.org/abs/2504.02010, and its released code, psunlpgroup/Compression-Effects at dd5ed49.
 Differs from the paper: the paper takes the absolute value after the sum over segments, its code before
-    it, which is the default here (`abs`). The code's sums over the four behaviours are one tensor, so that
-    each mu_c has the sum over all behaviours above its own count: `compat="released"` reproduces it.
+    it, which is the default here (`abs`). Both read all seven linear modules of a block, here six by
+    default: up_proj has no site, `parts` takes it by its module's name. The code's sums over the four
+    behaviours are one tensor, so that each mu_c has the sum over all behaviours above its own count:
+    `compat="released"` reproduces it.
     L is the mean over a segment's tokens, our reading. Each behaviour is a row of its own; modules are
     compared within it by their share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -34,6 +36,11 @@ from workbench.tensors import Intervention, Tokens
 Segment = tuple[str, int, int]
 """A behaviour, the position of its first token, and the one after its last."""
 
+Sums = tuple[Tensor, Tensor, Tensor]
+"""Sums of one module: of means per behaviour `[behaviour, n]`, of means `[n]`, of tokens `[n]`."""
+
+TOKENS = 2048
+"""Of how many tokens the values of all modules are held at once; a text is never cut."""
 ABS = ("per_segment", "after_sum")
 COMPAT = ("paper", "released")
 
@@ -95,11 +102,7 @@ class BehaviourAttribution(Localiser):
         spans = _spans(cases.clean, segments)
         names = tuple(sorted({name for row in spans for name, _, _ in row}))
         sites = {(p, i): _site(p, i) for p in self.parts for i in range(dims.n_layers)}
-        trace = run(cases.clean, record=list(sites.values()))
-        values = {site: _flat(trace[site]) for site in sites.values()}
-        directions = {
-            site: self.directions(cases.clean, spans, names, a) for site, a in values.items()
-        }
+        directions = self._directions(cases.clean, spans, names, list(sites.values()), run)
         slopes = self._slopes(cases.clean, spans, gradients, directions, names)
         each = [
             torch.stack([slopes[_site(p, i)] for i in range(dims.n_layers)], -1) for p in self.parts
@@ -115,29 +118,35 @@ class BehaviourAttribution(Localiser):
             edit=_edits(directions, names),
         )
 
-    def directions(
-        self, tokens: Tokens, spans: Sequence[Sequence[Segment]], names: Sequence[str], a: Tensor
-    ) -> Tensor:
-        """u' of each behaviour at one module, `[behaviour, n]`.
+    def _directions(
+        self,
+        tokens: Tokens,
+        spans: Sequence[Sequence[Segment]],
+        names: Sequence[str],
+        sites: Sequence[str],
+        run: Callable[..., Any],
+    ) -> dict[str, Tensor]:
+        """u' of each behaviour at each site, `[behaviour, n]`."""
+        marked = torch.stack([self._marked(tokens, spans, name) for name in names])
+        total: dict[str, list[Sums]] = {site: [] for site in sites}
+        for rows in _some(range(len(tokens)), tokens):
+            some = _picked(tokens, rows)
+            trace = run(some, record=sites)
+            for site in sites:
+                total[site].append(_sums(some.mask, marked[:, rows], _flat(trace[site])))
+        present = marked.any(-1).sum(1, keepdim=True)
+        joined = {
+            site: [sum(each) for each in zip(*parts, strict=True)] for site, parts in total.items()
+        }
+        return {site: self._direction(sums, present, tokens) for site, sums in joined.items()}
 
-        Args:
-            tokens: the texts.
-            spans: segments of each text, as columns of the batch.
-            names: the behaviours.
-            a: the module's output, `[case, pos, n]`.
-        """
-        mask = tokens.mask.to(a.device)
-        marked = torch.stack([self._marked(tokens, spans, name) for name in names]).to(a.device)
-        counts = marked.sum(-1)
-        present = counts > 0
-        means = torch.einsum("bcp,cpn->bcn", marked.float(), a) / counts.clamp(min=1)[..., None]
-        sums = means.sum(1)  # absent ones are 0
+    def _direction(self, sums: Sequence[Any], present: Tensor, tokens: Tokens) -> Tensor:
+        """u' at one module from its sums over all texts; `present` texts have each behaviour."""
+        own, texts, every = sums
         if self.compat == "released":
-            sums = sums.sum(0, keepdim=True).expand_as(sums)
-        own = sums / present.sum(1, keepdim=True)
-        per_text = (a * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        u = own - per_text.mean(0)
-        overall = (a * mask[..., None]).sum((0, 1)) / mask.sum()
+            own = own.sum(0, keepdim=True).expand_as(own)
+        u = own / present.to(own.device) - texts / len(tokens)
+        overall = every / int(tokens.mask.sum())
         return u * overall.norm() / u.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def _marked(self, tokens: Tokens, spans: Sequence[Sequence[Segment]], name: str) -> Tensor:
@@ -157,12 +166,11 @@ class BehaviourAttribution(Localiser):
         directions: Mapping[str, Tensor],
         names: Sequence[str],
     ) -> dict[str, Tensor]:
-        """`u' . mean gradient` of each segment, `[case, segment]` per site; a pass per segment of a text."""
-        most = max(map(len, spans))
-        found = {site: torch.zeros(len(spans), most) for site in directions}
-        for which in range(most):
-            rows = [row for row, own in enumerate(spans) if len(own) > which]
-            own = [spans[row][which] for row in rows]
+        """`u' . mean gradient` of each segment, `[case, segment]` per site."""
+        found = {site: torch.zeros(len(spans), max(map(len, spans))) for site in directions}
+        every = [(row, which) for row, own in enumerate(spans) for which in range(len(own))]
+        for some in _some(every, tokens):
+            rows, own = [row for row, _ in some], [spans[row][which] for row, which in some]
             picked = _picked(tokens, rows)
             inside = _inside(picked, own)
             _, grads, _ = gradients(picked, list(directions), _loss(picked, inside), keep=0)
@@ -171,8 +179,31 @@ class BehaviourAttribution(Localiser):
                 g = _flat(grads[site])
                 weight = (inside / inside.sum(-1, keepdim=True)).to(g)
                 mean = torch.einsum("cp,cpn->cn", weight, g)
-                found[site][rows, which] = (mean * u[kind.to(u.device)]).sum(-1).cpu()
+                slopes = (mean * u[kind.to(u.device)]).sum(-1).cpu()
+                found[site][rows, [which for _, which in some]] = slopes
         return found
+
+
+def _some(many: Sequence[Any], tokens: Tokens) -> Iterator[list[Any]]:
+    """A few at a time, whose rows of the batch are no more than `TOKENS` tokens."""
+    size = max(1, TOKENS // tokens.ids.shape[1])
+    for start in range(0, len(many), size):
+        yield list(many[start : start + size])
+
+
+def _sums(mask: Tensor, marked: Tensor, a: Tensor) -> Sums:
+    """What u is made of at one module.
+
+    Args:
+        mask: `[case, pos]`, False on padding.
+        marked: `[behaviour, case, pos]`, tokens of each behaviour.
+        a: the module's output, `[case, pos, n]`.
+    """
+    mask, marked = mask.to(a), marked.to(a)
+    share = marked / marked.sum(-1, keepdim=True).clamp(min=1)  # of absent ones 0
+    means = torch.einsum("bcp,cpn->bn", share, a)
+    texts = torch.einsum("cp,cpn->n", mask / mask.sum(-1, keepdim=True), a)
+    return means, texts, torch.einsum("cp,cpn->n", mask, a)
 
 
 def _importance(

@@ -19,7 +19,7 @@ Differs from the paper: the constant is a part of its own ("bias"), so that noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,44 +70,48 @@ class DirectLogitAttribution(Localiser):
                 up to attention (a norm behind them), or blocks add more than their two halves.
         """
         n = dims.n_layers
-        parts, resid = self._parts(cases, run, head, n)
+        trace = run(cases.clean, record=self._read(n))
+        resid = trace[f"L{n - 1}.resid_post{LAST}"]
         direction, constant = head.readout(resid, cases.answer, cases.foil)
         share = lambda part: (part.double() * direction.double()).sum(-1).float().cpu()  # noqa: E731
-        shares = {name: share(part) for name, part in parts.items()}
+        shares = {name: share(part) for name, part in self._parts(trace, head, n)}
         shares[BIAS] = constant.cpu()
         total = share(resid) + shares[BIAS]
         table = torch.stack(list(shares.values()), -1)
         _check_sum(table.sum(-1), total, table.abs().sum(-1), resid.dtype)
+        caption = f"Direct share in the {_of(cases)}: mean over {len(cases)} prompts."
         biases = {f"L{i}.attn_bias": head.write_bias(i) for i in range(n) if self.heads}
         return Scores(
             {"logit_difference": table},
             (Axis("part", tuple(shares)),),
             {"logit_difference": "logits"},
             figure="lines",
-            caption=f"Direct share in the {_of(cases)}: mean over {len(cases)} prompts.",
+            caption=caption,
             reference={"logit difference": total},
             edit=lambda part: _removed(part, dims, biases),
-            also=_maps(shares, dims, self.heads, len(cases)),
+            also=_maps(shares, dims, self.heads, caption),
         )
 
+    def _read(self, n: int) -> list[str]:
+        parts = (*HALVES, "z") if self.heads else HALVES
+        ends = [f"L0.resid_pre{LAST}", f"L{n - 1}.resid_post{LAST}"]
+        return ends + [f"L*.{part}{LAST}" for part in parts]
+
     def _parts(
-        self, cases: Cases, run: Callable[..., Any], head: Any, n: int
-    ) -> tuple[dict[str, Float[Tensor, "case d"]], Float[Tensor, "case d"]]:
-        """Every part at the last position, in forward order, and the stream that they sum to."""
-        read = [f"L0.resid_pre{LAST}", f"L{n - 1}.resid_post{LAST}"]
-        read += [f"L*.{part}{LAST}" for part in (*HALVES, *(["z"] if self.heads else []))]
-        trace = run(cases.clean, record=read)
-        parts = {"embed": trace[read[0]]}
+        self, trace: Any, head: Any, n: int
+    ) -> Iterator[tuple[str, Float[Tensor, "case d"]]]:
+        """Every part at the last position, in forward order; a block's heads at a time."""
+        yield "embed", trace[f"L0.resid_pre{LAST}"]
         for layer in range(n):
             attention, mlp = (trace[f"L{layer}.{half}{LAST}"] for half in HALVES)
             if self.heads:
                 writes = head.writes(layer, trace[f"L{layer}.z{LAST}"], attention)
-                parts |= {f"L{layer}.h{i}": write for i, write in enumerate(writes.unbind(-2))}
-                parts[f"L{layer}.attn_bias"] = head.write_bias(layer).expand_as(attention)
+                for i, write in enumerate(writes.unbind(-2)):
+                    yield f"L{layer}.h{i}", write
+                yield f"L{layer}.attn_bias", head.write_bias(layer).expand_as(attention)
             else:
-                parts[f"L{layer}.attn_out"] = attention
-            parts[f"L{layer}.mlp_out"] = mlp
-        return parts, trace[read[1]]
+                yield f"L{layer}.attn_out", attention
+            yield f"L{layer}.mlp_out", mlp
 
 
 def _check_sum(found: Tensor, wanted: Tensor, size: Tensor, dtype: torch.dtype) -> None:
@@ -126,7 +130,7 @@ def _of(cases: Cases) -> str:
     return "logit of the answer less the mean logit" if cases.foil is None else "logit difference"
 
 
-def _maps(shares: Mapping[str, Tensor], dims: Any, heads: bool, n_cases: int) -> dict[str, Scores]:
+def _maps(shares: Mapping[str, Tensor], dims: Any, heads: bool, caption: str) -> dict[str, Scores]:
     """The same shares laid out over layers: halves of blocks, and heads where they were split."""
     layers = range(dims.n_layers)
     grid = lambda rows: torch.stack([torch.stack(row, -1) for row in rows], 1)  # noqa: E731
@@ -144,7 +148,7 @@ def _maps(shares: Mapping[str, Tensor], dims: Any, heads: bool, n_cases: int) ->
             {"logit_difference": values},
             (layer_axis(dims.n_layers), axis),
             {"logit_difference": "logits"},
-            caption=f"Direct share in the logit difference: mean over {n_cases} prompts.",
+            caption=caption,
             edit=lambda layer, part=None, head=None: _removed(
                 f"L{layer}.{part if head is None else f'h{head}'}", dims, {}
             ),

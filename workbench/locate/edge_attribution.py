@@ -20,16 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
-from workbench.errors import WorkbenchError, unknown
+from workbench.errors import WorkbenchError
+from workbench.locate import sides
 from workbench.locate.base import METRICS, Axis, Cases, Localiser, Need, Reads, Scores
+from workbench.locate.sides import Direction
 from workbench.registry import Citation, register
 from workbench.shapes import Bool, Float, Tensor
-
-DIRECTIONS = ("noising", "denoising")
 
 
 @register(
@@ -56,7 +56,7 @@ class EdgeAttribution(Localiser):
 
     needs: ClassVar[tuple[Need, ...]] = ("edges",)
     reads: ClassVar[tuple[Reads, ...]] = ("answer", "corrupted")
-    direction: Literal["noising", "denoising"] = "noising"
+    direction: Direction = "noising"
     metric: str = "logit_difference"
     steps: int = 5
     points: int = 8
@@ -64,10 +64,8 @@ class EdgeAttribution(Localiser):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.direction not in DIRECTIONS:
-            raise unknown("EdgeAttribution", "direction", self.direction, DIRECTIONS)
-        if self.metric not in METRICS:
-            raise unknown("EdgeAttribution", "metric", self.metric, METRICS)
+        sides.chosen("EdgeAttribution(direction=...)", self.direction, Direction)
+        sides.known_metric("EdgeAttribution", self.metric)
         if self.steps < 0 or self.points < 2 or self.draws < 0:
             raise WorkbenchError(
                 "EdgeAttribution",
@@ -81,8 +79,8 @@ class EdgeAttribution(Localiser):
         """Scores of all edges, and the curve of what the best ones recover."""
         assert cases.corrupted is not None
         read = lambda logits: cases.metric(logits, self.metric)  # noqa: E731
-        sides = (cases.clean, cases.corrupted)
-        base, source = sides if self.direction == "noising" else sides[::-1]
+        two = (cases.clean, cases.corrupted)
+        base, source = two if self.direction == "noising" else two[::-1]
         scores = edges.scores(base, source, read, self.steps)
         unit = METRICS[self.metric]
         return Scores(
@@ -92,13 +90,13 @@ class EdgeAttribution(Localiser):
             figure="ranked",
             caption=f"Effect of each edge on the {self.metric.replace('_', ' ')} by "
             f"{self.direction}, estimated; mean over {len(cases)} cases.",
-            also={"faithfulness": self._curve(cases, scores, edges, read)},
+            also=self._curves(cases, scores, edges, read),
         )
 
-    def _curve(
+    def _curves(
         self, cases: Cases, scores: Float[Tensor, "case edge"], edges: Any, read: Callable[..., Any]
-    ) -> Scores:
-        """What circuits of the best and of random edges recover."""
+    ) -> dict[str, Scores]:
+        """What circuits of the best and of random edges recover, as a share and in the metric's unit."""
         n = scores.shape[1]
         sizes = _sizes(n, self.points)
         order = scores.mean(0).abs().argsort(descending=True, stable=True).cpu()
@@ -107,20 +105,33 @@ class EdgeAttribution(Localiser):
         circuits = [_first(order, size) for order in orders for size in sizes]
         ends = [torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)]
         found = edges.kept(cases.clean, cases.corrupted, torch.stack([*ends, *circuits]), read)
-        whole, empty = found[0], found[1]
         # per case over the mean gap, so that the mean over cases is the ratio of means
-        share = lambda m: (m - empty) / (whole - empty).mean()  # noqa: E731
-        metric = found[2:].T.unflatten(1, (len(orders), len(sizes)))
-        values = {"faithfulness": share(found[2:]).T.unflatten(1, (len(orders), len(sizes)))}
+        share = sides.fraction(found, found[1], found[0], "mean")
         names = ("best edges", *(f"random {i + 1}" for i in range(self.draws)))
-        return Scores(
-            values | {"metric": metric},
-            (Axis("circuit", names), Axis("edges", sizes)),
-            {"faithfulness": "share of the model's effect", "metric": METRICS[self.metric]},
-            figure="curve",
-            caption=f"What circuits of k of {n} edges recover, mean over {len(cases)} cases.",
-            reference={"whole model": share(whole), "no edge": share(empty)},
-        )
+        axes = (Axis("circuit", names), Axis("edges", sizes))
+        return {
+            "faithfulness": _curve("faithfulness", share, axes, "share of the model's effect", n),
+            self.metric: _curve(self.metric, found, axes, METRICS[self.metric], n),
+        }
+
+
+def _curve(
+    measure: str,
+    found: Float[Tensor, "circuit case"],
+    axes: tuple[Axis, ...],
+    unit: str,
+    n: int,
+) -> Scores:
+    """Circuits on their axes; the first two are the whole model and no edge."""
+    whole, empty, circuits = found[0], found[1], found[2:]
+    return Scores(
+        {measure: circuits.T.unflatten(1, tuple(len(axis.labels) for axis in axes))},
+        axes,
+        {measure: unit},
+        figure="curve",
+        caption=f"What circuits of k of {n} edges recover, mean over {len(whole)} cases.",
+        reference={"whole model": whole, "no edge": empty},
+    )
 
 
 def _sizes(n: int, points: int) -> tuple[int, ...]:

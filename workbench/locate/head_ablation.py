@@ -78,6 +78,8 @@ class HeadAblation(Localiser):
         sides.chosen("HeadAblation(value=...)", self.value, VALUES)
         sides.chosen("HeadAblation(control=...)", self.control, ("top", "none"))
         sides.known_metric("HeadAblation", self.metric)
+        sides.at_least_one("HeadAblation(draws=...)", self.draws)
+        sides.at_least_one("HeadAblation(top=...)", self.top)
 
     def find(
         self, cases: Cases, *, run: Callable[..., Any], patched: Callable[..., Tensor], dims: Any
@@ -89,7 +91,8 @@ class HeadAblation(Localiser):
         trace = run(tokens, record="L*.z", logits="last")
         whole = cases.metric(trace.logits[:, -1], self.metric)
         measured = lambda many: patched(tokens, many, lambda x: cases.metric(x, self.metric))  # noqa: E731
-        standing = {site: self._values(z, tokens) for site, z in trace.values.items()}
+        means = {site: _mean(z, tokens) for site, z in trace.values.items()}
+        standing = {s: self._values(z, means[s], tokens) for s, z in trace.values.items()}
         shape = (dims.n_layers, dims.n_heads)
         variants = [
             [Patch(f"L{layer}.z", value, None, head)]
@@ -111,16 +114,16 @@ class HeadAblation(Localiser):
             caption=f"What {self.metric.replace('_', ' ')} loses when a head is replaced "
             f"({self.value}), mean over {len(cases)} cases.",
             reference={"whole": whole},
-            edit=_Edit(self.value, trace.values, tokens),
+            edit=_Edit(self.value, {site: mean.cpu() for site, mean in means.items()}, tokens),
             also=also,
         )
 
-    def _values(self, z: Tensor, tokens: Tokens) -> list[Tensor]:
+    def _values(self, z: Tensor, mean: Tensor, tokens: Tokens) -> list[Tensor]:
         """What stands in for all heads of a layer, `[case, pos, head, d_head]` per draw."""
         if self.value == "zero":
-            return [torch.zeros_like(z)]
+            return [z.new_zeros(()).expand_as(z)]
         if self.value == "mean":
-            return [_mean(z, tokens).to(z).expand_as(z)]
+            return [mean.to(z).expand_as(z)]
         n = len(tokens)
         turns = random.Random(self.seed).sample(range(1, n), min(self.draws, n - 1))
         return [_turned(z, tokens, turn) for turn in sorted(turns)]
@@ -154,21 +157,24 @@ def _turned(z: Tensor, tokens: Tokens, turn: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Edit:
-    """Makes a head's ablation an edit; "resample" becomes the mean that it averages to."""
+    """Makes a head's ablation an edit; "resample" becomes the mean that it averages to.
+
+    `means` has what each head says on average, `[pos, head, d_head]` on CPU.
+    """
 
     value: str
-    z: Mapping[str, Tensor]
+    means: Mapping[str, Tensor]
     tokens: Tokens
 
     def __call__(self, layer: int, head: int) -> Intervention:
         """The ablation of one head."""
-        site, z = f"L{layer}.z", self.z[f"L{layer}.z"][:, :, head]
+        site = f"L{layer}.z"
+        mean = self.means[site][:, head]
         about = {"unit": "share of the ablation", "name": f"{self.value} ablation of {site} {head}"}
         if self.value == "zero":
-            weights = {f"{site}[head={head}]": {"scale": -torch.ones(z.shape[-1])}}
+            weights = {f"{site}[head={head}]": {"scale": -torch.ones(mean.shape[-1])}}
             return Intervention("head_ablation", "affine", weights, **about)
-        mean = _mean(z[:, :, None], self.tokens)[:, 0].cpu()
-        width, shortest = z.shape[1], min(self.tokens.lengths)
+        width, shortest = len(mean), min(self.tokens.lengths)
         equal = width == shortest
         weights = {
             f"{site}[head={head}, pos={c if equal else c - width}]": {"value": mean[c]}

@@ -55,7 +55,8 @@ class HeadNorms(Localiser):
         if self.positions not in CHOICES:
             raise unknown("head_norms(positions=)", "choice", self.positions, CHOICES)
         at = "[pos=-1]" if self.positions == "last" else ""
-        trace = run(cases.clean, record=[f"L*.{part}{at}" for part in ("resid_pre", "z")])
+        parts = ("z", "resid_pre") if self.relative else ("z",)
+        trace = run(cases.clean, record=[f"L*.{part}{at}" for part in parts])
         layers = []
         for layer in range(dims.n_layers):
             norms = head.write_norms(layer, trace[f"L{layer}.z{at}"])
@@ -76,5 +77,5 @@ class HeadNorms(Localiser):
 def _mean(norms: Tensor, positions: Tensor) -> Tensor:
     """`[case, head]` of `[case, pos, head]`: over what stands behind each row's first token."""
     counted = torch.where((positions > 0).any(-1, keepdim=True), positions > 0, positions == 0)
-    weights = counted.to(norms) / counted.sum(-1, keepdim=True)
-    return (norms * weights[..., None]).sum(1)
+    # nothing of what stands on padding is touched, which need not be a number
+    return torch.where(counted[..., None], norms, 0.0).sum(1) / counted.sum(-1, keepdim=True)

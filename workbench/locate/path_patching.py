@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from workbench import sites
 from workbench.errors import WorkbenchError
 from workbench.locate import sides
@@ -41,7 +43,10 @@ from workbench.shapes import Tensor
 from workbench.sites import Site
 from workbench.tensors import Intervention
 
-BLOCKED = ("resid_pre", "attn_norm_out", "q", "k", "v", "attn_scores", "pattern")
+BLOCKED = (
+    *("resid_pre", "attn_norm_out", "q", "k", "v"),
+    *("k_cache", "v_cache", "attn_scores", "pattern"),
+)
 """Parts that a block computes before its own attention writes."""
 
 
@@ -84,6 +89,14 @@ class PathPatching(Localiser):
         sides.chosen(f"{name}(direction=...)", self.direction, Direction)
         sides.chosen(f"{name}(per=...)", self.per, Per)
         sides.known_metric(name, self.metric)
+        if isinstance(self.receivers, str):
+            raise WorkbenchError(
+                f"{name}(receivers={self.receivers!r})",
+                "is a text, not a tuple of texts",
+                expected=f"({self.receivers!r},)",
+                got=self.receivers,
+                do="put it into brackets",
+            )
 
     def find(self, cases: Cases, *, run: Callable[..., Any], patched: Any, dims: Any) -> Scores:
         """The effect of every sender's direct path."""
@@ -95,6 +108,7 @@ class PathPatching(Localiser):
         new = {site: two.put(base.values[site], value) for site, value in source.values.items()}
         job = _Job(self, two, patched, dims, receivers, base.values, new)
         scores = [cases.metric(trace.logits[:, -1], self.metric) for trace in (base, source)]
+        del base, source  # as large as what is kept
         metric = job.metrics(scores[0])
         moved = sides.fraction(metric, *scores, self.per)
         axes = (layer_axis(dims.n_layers), head_axis(dims.n_heads))
@@ -137,45 +151,59 @@ class _Job:
 
     def metrics(self, base: Tensor) -> Tensor:
         """The metric per sender, `[sender, case]`; that of the base run where no path leads on."""
-        found = []
-        for layer in range(self.dims.n_layers):
-            paths = self.paths(layer)
-            if not self.receivers:
-                found += paths
-                continue
-            ahead = [site for site in self.receivers if self._ahead(site, layer)]
-            changed = (
-                self.patched.values(self.sides.base, paths, [*{str(s.base) for s in ahead}])
-                if ahead
-                else {}
-            )
-            found += [_arrived(ahead, changed, i) for i in range(len(paths))]
-        led = [i for i, variant in enumerate(found) if variant]
-        metric = base.expand(len(found), -1).clone()
-        if led:
-            cases, kind = self.sides.cases, self.method.metric
-            variants = [found[i] for i in led]
-            metric[led] = self.patched(self.sides.base, variants, lambda x: cases.metric(x, kind))
-        return metric
+        layers = range(self.dims.n_layers)
+        if not self.receivers:
+            return self.measured([path for layer in layers for path in self.paths(layer)])
+        # layer by layer, since what the receivers hear of each sender is kept until it is put in
+        return torch.cat([self.through_receivers(layer, base) for layer in layers])
 
-    def paths(self, layer: int) -> list[list[Patch]]:
+    def measured(self, variants: list[list[Patch]]) -> Tensor:
+        """The metric of variants, `[variant, case]`."""
+        cases, kind = self.sides.cases, self.method.metric
+        return self.patched(self.sides.base, variants, lambda x: cases.metric(x, kind))
+
+    def through_receivers(self, layer: int, base: Tensor) -> Tensor:
+        """The metric per sender of a layer when the receivers above are as they hear it."""
+        count = len(self.paths(layer))
+        ahead = [site for site in self.receivers if self._ahead(site, layer)]
+        if not ahead:
+            return base.expand(count, -1)
+        heard = self.arriving(layer, ahead)
+        put = [(str(site.base), _head(site)) for site in ahead]
+        return self.measured(
+            [[Patch(name, heard[name][i], None, head) for name, head in put] for i in range(count)]
+        )
+
+    def arriving(
+        self, layer: int, ends: list[Site], sender: int | None = None
+    ) -> dict[str, Tensor]:
+        """Per site of `ends` its value by each sender's path; with `sender` by its path and by none."""
+        alike: dict[str, list[str]] = {}
+        for site in ends:
+            alike.setdefault(_open(site), []).append(str(site.base))
+        found: dict[str, Tensor] = {}
+        for name, texts in alike.items():
+            variants = self.paths(layer, name)
+            variants = variants if sender is None else [variants[sender], []]
+            found |= self.patched.values(self.sides.base, variants, list(dict.fromkeys(texts)))
+        return found
+
+    def paths(self, layer: int, end: str = "") -> list[list[Patch]]:
         """Per sender of a layer: its source value, and what is frozen behind it."""
         heads = self.method.senders == "heads"
         site = f"L{layer}.{'z' if heads else 'mlp_out'}"
         value = self.new[site]
-        frozen = self.frozen(layer)
+        frozen = self.frozen(layer, end)
         many = range(self.dims.n_heads) if heads else [None]
         return [[Patch(site, value, None, head), *frozen] for head in many]
 
-    def frozen(self, layer: int) -> list[Patch]:
-        """Base values of everything between a sender of this layer and the receivers."""
+    def frozen(self, layer: int, end: str) -> list[Patch]:
+        """Base values of everything between a sender of this layer and where the path ends."""
         first = layer if self.method.senders == "heads" else layer + 1
         names = [f"L{i}.z" for i in range(layer + 1, self.dims.n_layers)]
         if self.method.mlps == "frozen":
             names += [f"L{i}.mlp_out" for i in range(first, self.dims.n_layers)]
-        # a receiver is recomputed, whatever freezes the others
-        own = {str(site.base) for site in self.receivers}
-        return [Patch(name, self.old[name]) for name in names if name not in own]
+        return [Patch(name, self.old[name]) for name in names if name != end]
 
     def _ahead(self, site: Site, layer: int) -> bool:
         assert site.layer is not None
@@ -189,18 +217,16 @@ class _Job:
 
         Receivers of several layers hear each other's additions too, which the patch overwrites.
         """
-        variant = self.paths(layer)[head or 0]
         ahead = [s for s in self.receivers if self._ahead(s, layer)]
         last = Site(self.dims.n_layers - 1, "resid_post")
         ends = ahead if self.receivers else [last]
         if not ends:
             raise _no_path(layer, self.method.receivers)
-        names = [*{str(site.base) for site in ends}]
-        pair = self.patched.values(self.sides.base, [variant, []], names)
+        heard = self.arriving(layer, ends, head or 0)
         made = [
             sides.shifts(
                 str(site.base),
-                pair[str(site.base)][0].float() - pair[str(site.base)][1].float(),
+                heard[str(site.base)][0].float() - heard[str(site.base)][1].float(),
                 self.sides.base,
                 head=_head(site),
                 method="path_patching",
@@ -214,9 +240,14 @@ class _Job:
         )
 
 
-def _arrived(ahead: list[Site], changed: Mapping[str, Tensor], i: int) -> list[Patch]:
-    """The receivers' values of variant `i`, put in."""
-    return [Patch(str(s.base), changed[str(s.base)][i], None, _head(s)) for s in ahead]
+def _open(site: Site) -> str:
+    """What must not be frozen for a receiver to be computed anew, "" where that is nothing.
+
+    Each receiver has runs of its own, or one would pass on to the next what is no direct path.
+    """
+    if site.part == "attn_out":
+        return f"L{site.layer}.z"
+    return str(site.base) if site.part in ("z", "mlp_out") else ""
 
 
 def _head(site: Site) -> int | None:
@@ -237,6 +268,15 @@ def _receiver(text: str, dims: Any) -> Site:
             expected="a site of one layer, with at most one head, such as L4.q[head=1]",
             got=text,
             do="list several receivers one by one",
+        )
+    heads = dims.n_kv_heads if site.part in ("k", "v", "k_cache", "v_cache") else dims.n_heads
+    if (_head(site) or 0) >= heads:
+        raise WorkbenchError(
+            f"PathPatching(receivers=[{text!r}])",
+            "names a head that the model lacks",
+            expected=f"heads 0 to {heads - 1}",
+            got=_head(site),
+            do="count from 0; keys and values have key-value heads",
         )
     return site
 

@@ -43,11 +43,24 @@ class Sides:
 
     @classmethod
     def of(cls, cases: Cases, direction: str) -> Sides:
-        """Base and source of clean and corrupted."""
-        assert cases.corrupted is not None and cases.columns is not None
+        """Base and source of clean and corrupted.
+
+        Raises:
+            WorkbenchError: nobody said which columns of the two stand against each other.
+        """
         columns = cases.columns
+        if cases.corrupted is None or columns is None:
+            raise WorkbenchError(
+                "locate.find",
+                "the cases do not say which positions of clean and corrupted belong together",
+                expected="Cases with corrupted and columns",
+                got=f"corrupted {cases.corrupted is not None}, columns {columns is not None}",
+                do="make them with workbench.patching.cases.cases_of, or give columns=",
+            )
         if direction == "denoising":
-            return cls(cases, cases.corrupted, cases.clean, columns, _columns(cases.swapped))
+            sources = cases.swapped.columns
+            assert sources is not None
+            return cls(cases, cases.corrupted, cases.clean, columns, sources)
         own = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
         own = own.masked_fill(columns < 0, -1)
         return cls(cases, cases.clean, cases.corrupted, own, columns)
@@ -70,11 +83,6 @@ class Sides:
         return [
             Patch(site, values, c, head, None if bool((at == c).all()) else at == c) for c in found
         ]
-
-
-def _columns(cases: Cases) -> Tensor:
-    assert cases.columns is not None
-    return cases.columns
 
 
 def fraction(
@@ -115,6 +123,18 @@ def chosen(name: str, value: object, known: Any) -> None:
     options = get_args(known) or tuple(known)
     if value not in options:
         raise unknown(name, "option", value, map(str, options))
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Refuse a number of things that is not 1 or more.
+
+    Raises:
+        WorkbenchError: it is smaller.
+    """
+    if value < 1:
+        raise WorkbenchError(
+            name, "takes nothing", expected="1 or more", got=value, do="take at least one"
+        )
 
 
 def known_metric(name: str, metric: str) -> None:
@@ -227,12 +247,12 @@ def control(
         Per place the patch itself (mean over its values), the mean over `DRAWS` random changes, and
         the mean of their absolute values: what a change of that size does in any direction.
     """
-    variants = []
-    for label, patches, values, base in places:
+    rows = []
+    for label, patches, values, base in places:  # each on its own: whole layers are drawn
         changes = [values[i % len(values)] - base for i in range(DRAWS)]
         drawn = [randomised(base, c, derive(seed, label, i)) for i, c in enumerate(changes)]
-        variants += [patches(one) for one in [*values, *drawn]]
-    found = measured(variants).unflatten(0, (len(places), -1)).permute(2, 0, 1)
+        rows.append(measured([patches(one) for one in [*values, *drawn]]))
+    found = torch.stack(rows).permute(2, 0, 1)
     patch, random = found[..., :-DRAWS], found[..., -DRAWS:]
     values = {
         "patch": patch.mean(-1),
@@ -248,7 +268,11 @@ def control(
 
 
 def strongest(values: Tensor, n: int) -> Iterable[tuple[int, ...]]:
-    """Indices of the `n` places with the largest absolute mean over cases, `values` `[case, *axes]`."""
+    """Indices of the `n` places with the largest absolute mean over cases, `values` `[case, *axes]`.
+
+    Places that no case has are none of them.
+    """
     mean = torch.nanmean(values.double(), 0).abs().nan_to_num(-1.0)
-    order = mean.flatten().sort(descending=True, stable=True).indices[:n]
+    known = int((mean >= 0).sum())
+    order = mean.flatten().sort(descending=True, stable=True).indices[: min(n, known)]
     return [tuple(int(i) for i in torch.unravel_index(o, mean.shape)) for o in order]

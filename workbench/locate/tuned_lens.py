@@ -134,13 +134,15 @@ class TunedLens(Localiser):
 
         Args:
             train: prompts to train on; cases that are among them are left out of the measures.
-            lens: maps of this model that were trained before.
+            lens: maps of this model that were trained before; all cases are measured then, those it was
+                trained on too.
 
         Raises:
-            WorkbenchError: options out of range, no case is left to train on or to measure, or the
-                lens is of another model.
+            WorkbenchError: options out of range, no case is left to train on or to measure, the
+                lens is of another model, or both a lens and prompts to train on were handed.
         """
-        kept, lens = self._ready(cases, run, head, dims, train, lens)
+        handed = lens
+        kept, lens = self._ready(cases, run, head, dims, train, handed)
         streams = read_streams(cases, run, self.positions)
         maps = [lens.through(layer) for layer in range(dims.n_layers)]
         tuned = statistics(streams, head, maps)
@@ -149,13 +151,14 @@ class TunedLens(Localiser):
         if lens.mean is not None:
             measured["kl_constant"] = divergence_from(streams, head, lens.mean)
         measured |= {"kl_saved": bare - measured["kl"], **tuned}
+        what = "prompts it was not trained on" if handed is None else "prompts"
         values = {name: _only(streams.placed(v), kept) for name, v in measured.items()}
         return TunedScores(
             values,
             lens_axes(cases, dims.n_layers, self.positions, decode),
             {name: UNITS.get(name, "nats") for name in values},
             figure="lines" if self.positions == "last" else "heat",
-            caption=f"Tuned lens on {target_of(cases)}: mean over {len(kept)} held-out prompts.",
+            caption=f"Tuned lens on {target_of(cases)}: mean over {len(kept)} {what}.",
             lens=lens,
         )
 
@@ -163,9 +166,16 @@ class TunedLens(Localiser):
         self, cases: Cases, run: Any, head: Any, dims: Any, train: Any, lens: Lens | None
     ) -> tuple[list[int], Lens]:
         """The cases that are measured, and the lens."""
-        every = list(range(len(cases)))
         if lens is not None:
-            return every, _fits(lens, dims)
+            if train is not None:
+                raise WorkbenchError(
+                    "tuned_lens",
+                    "is handed a trained lens and prompts to train another",
+                    expected="train= or lens=",
+                    got="both",
+                    do="leave one of them away",
+                )
+            return list(range(len(cases))), fitting(lens, dims)
         self._check()
         if train is None:
             learnt, kept = _split(_contents(cases.clean), self.held_out, self.seed)
@@ -218,21 +228,22 @@ def _mapped(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _gradients(leaves: list[Tensor], rows: Float[Tensor, "layer row d"], head: Any) -> float:
     """Gradients of the summed KL onto the leaves alone; a few blocks at a time. The mean KL."""
-    weight, bias = leaves
     own = head.unembed(rows[-1]).float().log_softmax(-1)
-    total, slopes = 0.0, [torch.zeros_like(t) for t in leaves]
-    for part in head.chunks(len(weight), rows.shape[1]):
+    total, n_maps = 0.0, len(leaves[0])
+    slopes = [torch.empty_like(leaf) for leaf in leaves]
+    for part in head.chunks(n_maps, rows.shape[1]):
+        # a few maps as leaves of their own: a gradient of the whole would be zeros but for them
+        maps = [leaf.detach()[part].requires_grad_() for leaf in leaves]
         with torch.enable_grad():
-            seen = rows[:-1][part].float()
-            seen = seen + seen @ weight[part].mT + bias[part][:, None]
+            seen = _mapped(rows[:-1][part].float(), maps[0], maps[1][:, None])
             logp = head.unembed(seen, grad=True).float().log_softmax(-1)
             loss = divergence(own, logp).mean(-1).sum()
-            found = torch.autograd.grad(loss, leaves)
-        slopes = [a + b for a, b in zip(slopes, found, strict=True)]
+        for slope, found in zip(slopes, torch.autograd.grad(loss, maps), strict=True):
+            slope[part] = found
         total += float(loss.detach())
     for leaf, slope in zip(leaves, slopes, strict=True):
         leaf.grad = slope
-    return total / len(weight)
+    return total / n_maps
 
 
 def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
@@ -276,14 +287,16 @@ def _only(values: Tensor, kept: list[int]) -> Tensor:
     return found
 
 
-def _fits(lens: Lens, dims: Any) -> Lens:
+def fitting(lens: Lens, dims: Any) -> Lens:
+    """The lens; WorkbenchError where it cannot be one of a model of these sizes."""
     wanted = (dims.n_layers - 1, dims.d_model, dims.d_model)
-    if tuple(lens.weight.shape) != wanted:
+    vocab = dims.n_vocab if lens.mean is None else len(lens.mean)
+    if tuple(lens.weight.shape) != wanted or vocab != dims.n_vocab:
         raise WorkbenchError(
             "tuned_lens(lens=)",
             "the lens is of another model",
-            expected=f"weights {wanted}",
-            got=tuple(lens.weight.shape),
+            expected=f"weights {wanted} and a vocabulary of {dims.n_vocab}",
+            got=f"weights {tuple(lens.weight.shape)} and a vocabulary of {vocab}",
             do="train one on this model: leave lens= away",
         )
     return lens

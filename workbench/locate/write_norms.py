@@ -49,7 +49,8 @@ class WriteNorms(Localiser):
         self, cases: Cases, *, run: Callable[..., Any], dims: Any, decode: Callable[[int], str]
     ) -> Scores:
         """Norms at every layer and position."""
-        trace = run(cases.clean, record=[f"L*.{part}" for part in (*PARTS.values(), "resid_pre")])
+        parts = (*PARTS.values(), *(["resid_pre"] if self.relative else []))
+        trace = run(cases.clean, record=[f"L*.{part}" for part in parts])
         # a layer at a time: in float32 all of them would be as large as the recording again
         entered = _norms(trace, "resid_pre", dims.n_layers) if self.relative else None
         values = {}

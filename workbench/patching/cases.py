@@ -10,7 +10,8 @@ from torch import Tensor
 
 from workbench.errors import PromptError, WorkbenchError
 from workbench.locate.base import Cases, Reads
-from workbench.model.tokens import as_prompts, encode
+from workbench.model.tokens import as_prompts
+from workbench.prompts import chat
 from workbench.records import Prompt
 from workbench.tensors import Tokens
 
@@ -31,8 +32,8 @@ def cases_of(model: Any, prompts: Any, reads: Sequence[Reads] = ()) -> Cases:
 
     Raises:
         WorkbenchError: a need of `reads` is missing.
-        PromptError: clean and corrupted differ in length and nobody said how to align them, or an
-            answer is not one token.
+        PromptError: clean and corrupted differ in length and nobody said how to align them, an
+            answer is not one token, or it is its foil.
     """
     found = prompts if isinstance(prompts, Cases) else _made(model, prompts, reads)
     missing = [need for need in reads if getattr(found, need) is None]
@@ -54,6 +55,7 @@ def _made(model: Any, prompts: Any, reads: Sequence[Reads]) -> Cases:
     tokens = model.tokens(clean)
     answer = _ids(model, clean, "answer", own="answer" in reads)
     foil = _ids(model, clean, "foil")
+    _check_apart(answer, foil, clean)
     if not corrupted:
         return Cases(tokens, None, answer, foil)
     if [p.pair for p in clean] != [p.pair for p in corrupted]:
@@ -80,24 +82,51 @@ def _ids(model: Any, prompts: list[Prompt], what: str, own: bool = False) -> Ten
     return torch.tensor(ids, device=model.device)
 
 
-def _one_id(model: Any, prompt: Prompt, text: Any, what: str) -> int:
-    if isinstance(text, int):
-        return text
-    head = encode(model.tokenizer, prompt)
-    whole = encode(model.tokenizer, Prompt((prompt.text or "") + text)) if text else head
-    # read behind its prompt, since a tokenizer may spell a word another way at a text's beginning
-    tail = whole[len(head) :] if whole[: len(head)] == head else []
-    if not tail and text:
-        tail = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(tail) != 1:
+def _one_id(model: Any, prompt: Prompt, given: Any, what: str) -> int:
+    tokenizer, n_vocab = model.tokenizer, model.dims.n_vocab
+    tail = [given] if isinstance(given, int) else _read_behind(tokenizer, prompt, given or "")
+    known = [id_ for id_ in tail if 0 <= id_ < n_vocab and not _is_unknown(tokenizer, id_)]
+    if len(tail) != 1 or not known:
         raise PromptError(
-            f"{what} {text!r} of {(prompt.text or '')[-40:]!r}",
-            "is not one token",
-            expected="a text that is a single token after its prompt, or a token id",
-            got=model.tokenizer.convert_ids_to_tokens(tail) or "nothing",
+            f"{what} {given!r} of {(prompt.text or str(prompt.messages))[-40:]!r}",
+            "is not one token" if isinstance(given, str) else "is no token",
+            expected=f"a text that is a single token after its prompt, or an id below {n_vocab}",
+            got=tail if isinstance(given, int) else tokenizer.convert_ids_to_tokens(tail) or "none",
             do="choose another word, or end the prompt before the token that tells them apart",
         )
-    return int(tail[0])
+    return int(known[0])
+
+
+def _read_behind(tokenizer: Any, prompt: Prompt, text: str) -> list[int]:
+    """Ids of a text read behind its prompt: a tokenizer may spell a word another way at a beginning.
+
+    Where the two merge into a token across their border, it is read behind a line's end instead.
+    """
+    before = chat.render(tokenizer, prompt.messages) if prompt.messages else prompt.text or ""
+    for front in (before, "\n", ""):
+        read = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (front, front + text)]
+        head, whole = map(list, read)
+        if whole[: len(head)] == head and len(whole) > len(head):
+            return whole[len(head) :]
+    return []
+
+
+def _is_unknown(tokenizer: Any, id_: int) -> bool:
+    return id_ == tokenizer.unk_token_id != tokenizer.eos_token_id
+
+
+def _check_apart(answer: Tensor | None, foil: Tensor | None, prompts: list[Prompt]) -> None:
+    """An answer that is its foil has a logit difference of 0 whatever the model does."""
+    if answer is None or foil is None or not bool((answer == foil).any()):
+        return
+    row = int((answer == foil).nonzero()[0])
+    raise PromptError(
+        f"prompt {(prompts[row].text or str(prompts[row].messages))[:40]!r}",
+        "has the same token as answer and as foil",
+        expected="two tokens",
+        got=int(answer[row]),
+        do="choose answers and foils that begin with different tokens",
+    )
 
 
 def _columns(clean: Tokens, corrupted: Tokens) -> Tensor:

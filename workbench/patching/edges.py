@@ -32,7 +32,7 @@ from workbench.model.backends.turn import turn
 from workbench.model.model import Model, free_bytes
 from workbench.model.run import gradients_off, padding, usable
 from workbench.patching.gradients import CPU_TOKENS, Gradients, Loss, for_rows, some
-from workbench.shapes import Bool, Float, Tensor
+from workbench.shapes import Bool, Float, Int, Tensor
 from workbench.sites import Site
 from workbench.tensors import Tokens
 
@@ -167,8 +167,8 @@ class Edges:
                 values, grads, _ = take(base, sites, loss, inputs=between)
                 slopes = slopes + self._slopes(values, grads) / steps
         products = torch.einsum("scpd,rcpd->csr", difference, slopes.to(difference))
-        senders, receivers = zip(*self.pairs, strict=True)
-        return products[:, list(senders), list(receivers)]
+        senders, receivers = self._ends.to(products.device)
+        return products[:, senders, receivers]
 
     def _receiving(self) -> list[str]:
         inside = ("resid_pre", "resid_mid", *INPUTS)
@@ -228,19 +228,18 @@ class Edges:
 
     def _of_heads(self, layer: int, z: Tensor) -> Float[Tensor, "head case pos d"]:
         """What each head adds, without the projection's bias, which no run changes."""
-        weight = self._projection(layer).unflatten(0, (self.dims.n_heads, -1))
-        return torch.einsum("cphe,hed->hcpd", z.float(), weight.to(z.device))
+        return torch.einsum("cphe,hed->hcpd", z.float(), self._projection(layer).to(z.device))
 
-    def _projection(self, layer: int) -> Float[Tensor, "in d"]:
-        """The output projection as a matrix, whichever kind of module it is."""
+    def _projection(self, layer: int) -> Float[Tensor, "head d_head d"]:
+        """The output projection's answer to each unit vector, whichever kind of module it is."""
         if layer not in self._projections:
-            module = self._module(layer, "z")
-            size = self.dims.n_heads * self.dims.d_head
-            like = next(module.parameters())
+            module, n = self._module(layer, "z"), self.dims.n_heads
+            # a quantised weight has no dtype to compute in
+            own: Any = {"dtype": self.model.dtype, "device": next(module.parameters()).device}
             with torch.inference_mode(False), torch.no_grad():
-                eye = torch.eye(size, dtype=like.dtype, device=like.device)
+                eye = torch.eye(n * self.dims.d_head, **own)
                 made = _plainly(module, eye) - _plainly(module, torch.zeros_like(eye[:1]))
-            self._projections[layer] = made.float()
+            self._projections[layer] = made.float().unflatten(0, (n, -1))
         return self._projections[layer]
 
     @cached_property
@@ -267,9 +266,14 @@ class Edges:
 
     def _cut(self, keep: Tensor) -> Float[Tensor, "receiver sender"]:
         cut = torch.zeros(len(self.receivers), len(self.senders))
-        senders, receivers = zip(*self.pairs, strict=True)
-        cut[list(receivers), list(senders)] = (~keep).float().cpu()
+        senders, receivers = self._ends
+        cut[receivers, senders] = (~keep).float().cpu()
         return cut.to(self.model.device)
+
+    @cached_property
+    def _ends(self) -> Int[Tensor, "2 edge"]:
+        """`pairs` as indices."""
+        return torch.tensor(self.pairs).T
 
     def _n(self, part: str) -> int:
         """Receivers of a part in one block."""
@@ -374,7 +378,7 @@ class _Running:
         if not bool(cut.any()):
             return h
         change = torch.einsum("crs,scnpd->rcnpd", cut, self.differences[: self.count])
-        x = self.stream + change.flatten(1, 2).to(self.stream)
+        x = (self.stream + change.flatten(1, 2)).to(self.stream)  # half precision is rounded once
         return self.edges._value(layer, part, x).to(h)
 
 

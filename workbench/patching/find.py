@@ -7,6 +7,7 @@ found = locate.find(locate.HeadAblation(value="mean"), model, prompts)
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -34,13 +35,14 @@ def find(
 
     Raises:
         UnknownName: no such method.
-        WorkbenchError: prompts lack what the method reads, or a need is neither given nor a model's.
+        WorkbenchError: prompts lack what the method reads, a need is neither given nor a model's, or
+            something was handed that the method does not take.
         PromptError: see `workbench.patching.cases`.
     """
     if isinstance(method, str):
         method = registry.get("locate", method)()
-    cases = cases_of(model, prompts, method.reads)
     with torch.inference_mode(False):  # where the caller is in it, no gradient could be taken
+        cases = cases_of(model, prompts, method.reads)
         scores = method.find(cases, **needed(method, model, handed, progress))
     return as_map(scores, cases, method, model)
 
@@ -66,7 +68,24 @@ def needed(method: Localiser, model: Any, handed: dict[str, Any], progress: bool
             got=sorted(handed) or "nothing",
             do=f"pass {missing[0]}= to locate.find",
         )
+    _check_taken(method, handed)
     return {n: handed[n] if n in handed else made[n]() for n in method.needs} | handed
+
+
+def _check_taken(method: Localiser, handed: dict[str, Any]) -> None:
+    parameters = signature(method.find).parameters
+    taken = list(parameters)[1:]
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in handed:
+        if name not in taken and not anything:
+            kind = type(method).__name__
+            raise WorkbenchError(
+                f"locate.find({kind})",
+                f"does not take {name}=",
+                expected=f"{', '.join(taken)}; options are the method's own",
+                got=name,
+                do=f"for an option, pass locate.{kind}({name}=...) instead of the name",
+            )
 
 
 def _made(module: str, name: str, *arguments: Any) -> Any:

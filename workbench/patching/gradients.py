@@ -73,13 +73,14 @@ class Gradients:
 
         Raises:
             SiteUnavailable: the model or its backend cannot write at a site.
-            WorkbenchError: a selector, values of another shape, or a loss that is not one per case.
+            WorkbenchError: a selector, values of another shape, a loss that is not one per case, or a
+                loss or gradient that is no finite number.
         """
         given = dict(put or {}) | ({} if inputs is None else {"embed": inputs})
         places = self._places(sites)
         for site in {*places, *self._places(given)}:
             self.model.backend.check(site, write=True)
-        chunks = self._chunks(tokens)
+        chunks = self._chunks(tokens, keep)
         parts: list[Taken] = []
         with turn(self.model.backend), torch.inference_mode(False), torch.enable_grad():
             bar = tqdm(chunks, desc="gradient", disable=not self.progress or len(chunks) == 1)
@@ -115,6 +116,7 @@ class Gradients:
             taken = torch.autograd.grad(losses.sum(), list(found.values()), allow_unused=True)
             got = dict(zip(found, taken, strict=True))
         grads = {n: _or_zeros(got.get(n), found[n]) for n in found}
+        _finite({"the loss": losses} | grads)
         return {n: v.detach() for n, v in found.items()}, grads, losses.detach()
 
     def _taps(
@@ -142,13 +144,14 @@ class Gradients:
                 )
         return found
 
-    def _chunks(self, tokens: Tokens) -> list[slice]:
+    def _chunks(self, tokens: Tokens, keep: int) -> list[slice]:
         width = tokens.ids.shape[1]
         size = max(1, CPU_TOKENS // width)
         if self.model.device.type != "cpu":
             d, item = self.model.dims, torch.finfo(self.model.dtype).bits // 8
             block = KEPT_PER_TOKEN * d.d_model + 2 * d.n_heads * width
-            row = width * item * d.n_layers * block + 8 * d.n_vocab
+            # logits, the same in float32, and their gradient
+            row = width * item * d.n_layers * block + 12 * (keep or width) * d.n_vocab
             size = max(1, min(4096, int(free_bytes(self.model.device) / 4 // row)))
         return [slice(i, min(i + size, len(tokens))) for i in range(0, len(tokens), size)]
 
@@ -191,6 +194,18 @@ def _tapped(site: Site, put: Tensor | None, found: dict[str, Tensor] | None, h: 
 
 def _or_zeros(grad: Tensor | None, value: Tensor) -> Tensor:
     return torch.zeros_like(value) if grad is None else grad.detach()
+
+
+def _finite(values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        if not bool(value.isfinite().all()):
+            raise WorkbenchError(
+                "gradient",
+                f"{name} is NaN or infinite",
+                expected="finite numbers, so that no case is lost from the means",
+                got=f"{int((~value.isfinite()).sum())} of {value.numel()} numbers",
+                do="load the model in bfloat16 or float32, and look at its logits",
+            )
 
 
 def _misfit(site: str, h: Tensor, put: Tensor) -> WorkbenchError:

@@ -78,7 +78,7 @@ class Head:
             resid: what the last block could have given; cast to the model's dtype.
             grad: keep the graph from `resid` to the logits.
         """
-        flat = resid.reshape(-1, resid.shape[-1]).to(self._model.dtype)
+        flat = resid.reshape(-1, resid.shape[-1]).to(self._model.device, self._model.dtype)
         parts = [self._unembedded(flat[rows], grad) for rows in self.chunks(len(flat))]
         found = torch.cat(parts) if parts else flat.new_empty(0, self.n_vocab)
         return found.reshape(*resid.shape[:-1], self.n_vocab)
@@ -133,7 +133,7 @@ class Head:
     ) -> None:
         """Hold the readout against the model's own logits."""
         for rows in self.chunks(len(resid)):
-            own = self.unembed(resid[rows]).float()
+            own = self.unembed(resid[rows]).float().to(resid.device)
             picked = _at(own, plus[rows])
             other = own.mean(-1) if minus is None else _at(own, minus[rows])
             found = (resid[rows].double() * direction[rows]).sum(-1) + constant[rows]
@@ -156,9 +156,9 @@ class Head:
             raise _not_linear("something follows the unembedding, such as a soft cap", off)
 
     def _final_norm(self, h: Tensor) -> Tensor:
-        """The final norm without anybody's hooks."""
+        """The final norm without anybody's hooks, on the device of `h`."""
         path = self._model.layout.outside["final_norm"].module
-        return self._model.hf.get_submodule(path).forward(h)
+        return self._model.hf.get_submodule(path).forward(h).to(h.device)
 
     def _unembedding(self) -> tuple[Tensor, Tensor | None]:
         module = self._model.hf.get_output_embeddings()

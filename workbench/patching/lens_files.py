@@ -15,7 +15,7 @@ from safetensors.torch import save as save_bytes
 
 from workbench.errors import FileRefused
 from workbench.files import refuse_pickle, write_atomically
-from workbench.locate.tuned_lens import Lens
+from workbench.locate.tuned_lens import Lens, fitting
 from workbench.model.model import Model
 
 FORMAT = "workbench.tuned_lens"
@@ -28,9 +28,11 @@ def save_lens(lens: Lens, path: str | Path, model: Model) -> Path:
 
     Raises:
         FileRefused: a name that ends as a pickle's does.
+        WorkbenchError: the lens is of a model of other sizes.
     """
     path = Path(path)
     refuse_pickle(path)
+    fitting(lens, model.dims)
     held = {"weight": lens.weight, "bias": lens.bias, "mean": lens.mean}
     tensors = {name: t.cpu().contiguous() for name, t in held.items() if t is not None}
     header = {"format": FORMAT, "version": VERSION, "model": asdict(model.fingerprint)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from workbench.comparison.stats import mean_intervals
 from workbench.comparison.table import Figure, Table
 from workbench.errors import WorkbenchError, unknown
 from workbench.locate.base import Cases, Localiser, Scores
+from workbench.patching import map_files
 from workbench.tensors import Intervention
 
 
 @dataclass(frozen=True, repr=False)
 class Map(Table):
     """A Table with a row per place and measure: mean, 95 % interval and number of cases.
+
+    `save` keeps it whole but for its edits, `Map.load` gives it back; `Table.load` reads the rows of
+    such a file.
 
     Attributes:
         scores: the values per case behind the rows.
@@ -42,12 +47,9 @@ class Map(Table):
 
     def grid(self, measure: str | None = None) -> np.ndarray:
         """Means over cases as an array over `axes`; NaN where no case has such a place."""
-        values = self.scores.values[self._measure(measure)].double().cpu().numpy()
-        known = np.isfinite(values).any(0)
-        with np.errstate(invalid="ignore"):
-            return np.where(
-                known, np.nansum(values, 0) / np.isfinite(values).sum(0).clip(1), np.nan
-            )
+        shape = [len(axis.labels) for axis in self.scores.axes]
+        first = self.measures.index(self._measure(measure)) * prod(shape)
+        return np.array(self.columns["mean"][first : first + prod(shape)], float).reshape(shape)
 
     def top(self, n: int = 10, measure: str | None = None) -> Any:
         """The `n` places of the largest absolute mean, as a DataFrame."""
@@ -57,11 +59,13 @@ class Map(Table):
         return frame.loc[order[:n]].reset_index(drop=True)
 
     def at(self, **place: Any) -> Any:
-        """The rows of a place, e.g. `at(layer=3, head=1)`, as a DataFrame."""
+        """The rows of a place, e.g. `at(layer=3, head=1)`, as a DataFrame; of all along other axes.
+
+        Raises:
+            UnknownName: no such axis, or no such label on it.
+        """
         frame = self.frame()
-        for name, label in place.items():
-            if name not in self.axes:
-                raise unknown("Map.at", "axis", name, self.axes)
+        for name, label in self._labels("Map.at", place).items():
             frame = frame[frame[name] == label]
         return frame.reset_index(drop=True)
 
@@ -79,16 +83,19 @@ class Map(Table):
                 got=self.provenance.get("method"),
                 do="locate it with such a method first",
             )
-        for axis in self.scores.axes:
-            if axis.name not in place or place[axis.name] not in axis.labels:
-                raise unknown(
-                    f"Map.edit({axis.name}=...)",
-                    axis.name,
-                    place.get(axis.name),
-                    [str(label) for label in axis.labels],
-                )
-        labels = {a.name: a.labels[a.labels.index(place[a.name])] for a in self.scores.axes}
-        return self.scores.edit(**labels)  # a data frame's 3 is no int
+        # an axis left out is asked for as None, which no axis has
+        return self.scores.edit(**self._labels("Map.edit", {**dict.fromkeys(self.axes), **place}))
+
+    def _labels(self, where: str, place: Mapping[str, Any]) -> dict[str, Any]:
+        """The place in the axes' own labels: a data frame's 3 is no int."""
+        known, found = {axis.name: axis.labels for axis in self.scores.axes}, {}
+        for name, label in place.items():
+            if name not in known:
+                raise unknown(where, "axis", name, known)
+            if label not in known[name]:
+                raise unknown(f"{where}({name}=...)", name, label, map(str, known[name]))
+            found[name] = known[name][known[name].index(label)]
+        return found
 
     def figure(self, measure: str | None = None) -> Figure:
         """The picture of one measure, the main one by default."""
@@ -99,9 +106,18 @@ class Map(Table):
             "measure": chosen,
             "unit": scores.units[chosen],
             "axes": [asdict(axis) for axis in scores.axes],
-            "reference": {k: float(v.double().nanmean()) for k, v in scores.reference.items()},
+            "reference": _means(scores),
         }
         return Figure(self, spec, scores.caption)
+
+    def _plain(self) -> dict[str, Any]:
+        return {**super()._plain(), "map": map_files.plain(self)}
+
+    @classmethod
+    def _of(cls, plain: dict[str, Any]) -> Any:
+        also = {name: cls._of(other) for name, other in plain["map"]["also"].items()}
+        scores = map_files.scores(plain["map"], {name: one.scores for name, one in also.items()})
+        return replace(super()._of(plain), scores=scores, also=also)
 
     def _measure(self, measure: str | None) -> str:
         if measure is not None and measure not in self.measures:
@@ -141,13 +157,19 @@ def as_map(scores: Scores, cases: Cases, method: Localiser, model: Any) -> Map:
         "fingerprint": asdict(model.fingerprint_shape),
         "n_cases": len(next(iter(scores.values.values()))),
         "n_prompts": len(cases),
-        "reference": {k: float(v.double().nanmean()) for k, v in scores.reference.items()},
+        "reference": _means(scores),
         "versions": versions(),
     }
     return _map(scores, provenance)
 
 
 _PLAIN = (str, int, float, bool, tuple, list, type(None))
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    """What frames the values, where there is a number at all."""
+    found = {k: float(v.double().nanmean()) for k, v in scores.reference.items()}
+    return {k: v for k, v in found.items() if isfinite(v)}
 
 
 def _name(method: Localiser) -> str:

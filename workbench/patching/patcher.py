@@ -59,7 +59,8 @@ class Patched:
                 variants with the case running fastest.
 
         Raises:
-            WorkbenchError: a patch does not fit its site, or its site cannot be written.
+            WorkbenchError: a patch does not fit its site, or its site cannot be written. Said before
+                anything runs, but for widths of values, which the forward itself shows.
         """
         if not variants:
             raise _none()
@@ -86,10 +87,10 @@ class Patched:
     def _forwards(self, tokens: Tokens, variants: Variants, read: Sequence[str]) -> Any:
         """Per forward: which variants, logits `[variant, case, vocab]`, and values read."""
         ready = self._checked(tokens, variants)
-        extra = [self._site(text) for text in read]
-        for site in extra:
+        extra = {text: self._site(text) for text in read}
+        for site in extra.values():
             self.model.backend.check(site, write=False)
-        skips = [self._skips([site for site, _ in one] + extra) for one in ready]
+        skips = [self._skips([*(site for site, _ in one), *extra.values()]) for one in ready]
         chunks = _chunks(len(tokens), self._rows(tokens))
         with turn(self.model.backend), self._bar(len(variants)) as bar:
             streams = self._streams(tokens, chunks, sorted({*skips} - {0}))
@@ -100,20 +101,19 @@ class Patched:
                     yield which, *self._joined(job, chunks, extra)
                     bar.update(len(which))
 
-    def _joined(self, job: _Job, chunks: list[slice], extra: list[Site]) -> Any:
+    def _joined(self, job: _Job, chunks: list[slice], extra: dict[str, Site]) -> Any:
         """Logits and values of one group of variants over all chunks of cases."""
-        parts = [self._forward(job, rows, extra) for rows in chunks]
-        names = [str(site) for site in extra]
-        values = {name: torch.cat([v[name] for _, v in parts], 1) for name in names}
+        parts = [self._forward(job, rows, {*extra.values()}) for rows in chunks]
+        values = {text: torch.cat([v[site] for _, v in parts], 1) for text, site in extra.items()}
         return torch.cat([logits for logits, _ in parts], 1), values
 
     def _forward(
-        self, job: _Job, rows: slice, extra: list[Site]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, job: _Job, rows: slice, extra: set[Site]
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
         """One forward: `[variant, case, vocab]` of these cases, and what was read."""
         copies, backend = len(job.variants), self.model.backend
         tokens = _some(job.tokens, rows, copies)
-        seen: dict[str, Tensor] = {}
+        seen: dict[Site, Tensor] = {}
         taps = [
             *(Tap(site, fn) for site, fn in job.writers(rows)),
             *(Tap(site, _keeper(site, seen, copies), writes=False) for site in extra),
@@ -220,12 +220,15 @@ def _writer(
     def write(h: Tensor) -> Tensor:
         new = h.clone().unflatten(0, (copies, -1))
         for patch, which in patches:
+            if patch.values.shape[1:] != h.shape[1:]:
+                expected, got = (tuple(t.shape[1:]) for t in (h, patch.values))
+                raise _misfit(site, "has values of another shape per case", expected, got)
             place: list[Any] = [slice(None)] * h.dim()
             if patch.column is not None:
                 place[pos] = slice(patch.column, patch.column + 1)
             if patch.head is not None and head is not None:
                 place[head] = slice(patch.head, patch.head + 1)
-            values = patch.values[rows].to(h.device, h.dtype)[tuple(place)]
+            values = patch.values[rows][tuple(place)].to(h.device, h.dtype)
             if patch.rows is not None:
                 keep = patch.rows[rows].to(h.device)
                 place[0], values = keep, values[keep]
@@ -259,9 +262,9 @@ def _chained(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tenso
     return lambda h: second(first(h))
 
 
-def _keeper(site: Site, seen: dict[str, Tensor], copies: int) -> Callable[[Tensor], Tensor]:
+def _keeper(site: Site, seen: dict[Site, Tensor], copies: int) -> Callable[[Tensor], Tensor]:
     def keep(h: Tensor) -> Tensor:
-        seen[str(site)] = usable(h.clone()).unflatten(0, (copies, -1))
+        seen[site] = usable(h.clone()).unflatten(0, (copies, -1))
         return h
 
     return keep
@@ -307,25 +310,28 @@ def _some(tokens: Tokens, rows: slice, copies: int) -> Tokens:
 def _check(site: Site, patch: Patch, tokens: Tokens) -> None:
     pos, head = _dims(site)
     shape, width = tuple(patch.values.shape), tokens.ids.shape[1]
-    wrong: list[tuple[str, object, object]] = []
     if len(shape) != 1 + len(site.axes) or shape[0] != len(tokens) or shape[pos] != width:
         expected = f"[{len(tokens)}, {' '.join(site.axes)}] with {width} columns"
-        wrong.append(("has values of another shape", expected, shape))
-    elif patch.column is not None and not 0 <= patch.column < width:
-        wrong.append(("names a column the batch lacks", f"0 to {width - 1}", patch.column))
-    elif patch.head is not None and (head is None or not 0 <= patch.head < shape[head]):
+        raise _misfit(site, "has values of another shape", expected, shape)
+    if patch.column is not None and not 0 <= patch.column < width:
+        known = f"0 to {width - 1}, from the left"
+        raise _misfit(site, "names a column the batch lacks", known, patch.column)
+    if patch.head is not None and (head is None or not 0 <= patch.head < shape[head]):
         has = "no heads" if head is None else f"heads 0 to {shape[head] - 1}"
-        wrong.append(("names a head the site lacks", has, patch.head))
-    elif patch.rows is not None and patch.rows.shape != (len(tokens),):
-        wrong.append(("says of the wrong number of cases whether they change", len(tokens), shape))
-    for what, expected, got in wrong:
-        raise WorkbenchError(
-            f"patch at {site}",
-            what,
-            expected=expected,
-            got=got,
-            do="record the values on a batch of the same columns",
-        )
+        raise _misfit(site, "names a head the site lacks", has, patch.head)
+    if patch.rows is not None and patch.rows.shape != (len(tokens),):
+        wrong = "says of the wrong number of cases whether they change"
+        raise _misfit(site, wrong, len(tokens), tuple(patch.rows.shape))
+
+
+def _misfit(site: Site, wrong: str, expected: object, got: object) -> WorkbenchError:
+    return WorkbenchError(
+        f"patch at {site}",
+        wrong,
+        expected=expected,
+        got=got,
+        do="record the values at the same site of the same model, on a batch of the same columns",
+    )
 
 
 def _none() -> WorkbenchError:

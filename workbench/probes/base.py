@@ -66,7 +66,7 @@ class Probe(ABC):
 
     @abstractmethod
     def fit(self, data: Data) -> dict[str, Tensor]:
-        """The probe's tensors, float32 on the CPU."""
+        """The probe's tensors, float32 on the CPU; "weight" among them, its last axis as wide as a row."""
 
     def fit_many(self, sites: Mapping[str, Data]) -> dict[str, dict[str, Tensor]]:
         """`fit` at several sites; a probe that can do them in one batch overrides it."""
@@ -104,7 +104,7 @@ class Probe(ABC):
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FittedProbe:
     """A probe that was fitted at one site: data, like an intervention.
 
@@ -124,6 +124,11 @@ class FittedProbe:
     classes: tuple[Any, ...] = ()
     model: Fingerprint | None = None
 
+    def __repr__(self) -> str:
+        about = f"classes {self.classes[0]} and {self.classes[1]}" if self.classes else "a number"
+        model = f", {self.model.name}" if self.model else ""
+        return f"FittedProbe({self.method} at {self.site}, pool {self.pool}: {about}{model})"
+
     def score(
         self, rows: Examples | Activations, mask: Bool[Tensor, "example pos"] | None = None
     ) -> Float[Tensor, " example"]:
@@ -140,7 +145,19 @@ class FittedProbe:
         return self._probe.score(self.tensors, self.params, rows, mask)
 
     def probability(self, rows: Any, mask: Any = None) -> Float[Tensor, " example"]:
-        """Of class 1: the logistic function of the score, in nats of odds. Not calibrated."""
+        """Of class 1: the logistic function of the score, in nats of odds. Not calibrated.
+
+        Raises:
+            WorkbenchError: a probe of numbers; or as `score`.
+        """
+        if self._probe.target != "class":
+            raise WorkbenchError(
+                f"probe {self.method!r} at {self.site}",
+                "predicts a number, which has no probability",
+                expected="a probe of two classes",
+                got=self.method,
+                do="use score()",
+            )
         return self.score(rows, mask).sigmoid()
 
     @property
@@ -166,10 +183,18 @@ class FittedProbe:
         """An addition along the probe's direction: at strength 1 the score rises by 1.
 
         Raises:
-            WorkbenchError: the probe is not linear.
+            WorkbenchError: the probe is not linear, or its weight is zero.
         """
         weight = self.readout.weight
-        shift = weight / weight.double().square().sum().clamp(min=1e-30).float()
+        if not bool(weight.any()):
+            raise WorkbenchError(
+                f"probe {self.method!r} at {self.site}",
+                "has a weight of zero, so no edit moves its score",
+                expected="a weight other than zero",
+                got=f"{len(weight)} zeros",
+                do="look whether these rows vary",
+            )
+        shift = (weight.double() / weight.double().square().sum()).float()
         return Intervention(
             "custom",
             "affine",
@@ -185,7 +210,7 @@ class FittedProbe:
         return registry.get("probes", self.method)
 
     def _checked(self, rows: Any, mask: Any) -> tuple[Any, Any]:
-        width = self.params.get("d") or self.tensors["weight"].shape[-1]
+        width = self.tensors["weight"].shape[-1]
         if isinstance(rows, Activations):
             check_model(self, rows.model)
             found = rows_at(rows, self.site, width)
@@ -233,7 +258,7 @@ def two_classes(where: str, data: Data) -> Data:
     """The data after checking that two classes of finite rows are there.
 
     Raises:
-        WorkbenchError: fewer than two rows of a class, constant targets, or NaN.
+        WorkbenchError: targets other than 0 and 1, no row of one of them, or rows that are not finite.
     """
     _check_finite(where, data)
     counts = int((data.targets == 0).sum()), int((data.targets == 1).sum())
@@ -252,7 +277,7 @@ def numbers(where: str, data: Data) -> Data:
     """The data after checking that finite, varying numbers are to be predicted.
 
     Raises:
-        WorkbenchError: constant or non-finite targets, or NaN rows.
+        WorkbenchError: constant or non-finite targets, or rows that are not finite.
     """
     _check_finite(where, data)
     if not bool(data.targets.isfinite().all()) or data.targets.unique().numel() < 2:

@@ -102,6 +102,14 @@ class ContrastConsistent(LinearProbe):
         middle = (a.double().mean(0) + b.double().mean(0)).float() / 2
         between = (a.double() - b.double()).mean(0).float() if apart else torch.zeros_like(middle)
         scale = torch.cat([a - between / 2, b + between / 2]).var(0, correction=0).mean().sqrt()
+        if not float(scale) > 1e-6 * float(middle.abs().max()):  # rounding
+            raise WorkbenchError(
+                "ContrastConsistent",
+                "rows of a side do not vary",
+                expected="pairs that differ from each other",
+                got=f"{len(a)} pairs alike",
+                do="add pairs, or record another site",
+            )
         wording = _wording(a, b, between) if apart else torch.zeros_like(middle)
         a, b = (
             _clean((side - middle) / scale, wording) for side in (a - between / 2, b + between / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def _tokens(acts: Activations, rows: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 def _pairs(acts: Activations) -> torch.Tensor:
     pairs = [p.pair for p in acts.rows]
-    if any(p is None for p in pairs) or any(pairs.count(p) != 2 for p in set(pairs)):
+    if None in pairs or set(Counter(pairs).values()) - {2}:
         raise WorkbenchError(
             "probes",
             "this probe reads pairs",

@@ -106,5 +106,7 @@ def _ledoit_wolf(rows: Rows) -> Float[Tensor, "d d"]:
 
     scale = rows.std(0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)
+    if len(rows) == 1:
+        return torch.zeros_like(rows.mT @ rows)  # nothing varies
     shrunk, _ = ledoit_wolf(((rows - rows.mean(0)) / scale).cpu().numpy())
     return torch.from_numpy(shrunk).to(rows.device) * scale[:, None] * scale

@@ -41,9 +41,9 @@ def line_tensors(weight: Vector, bias: Float[Tensor, ""]) -> dict[str, Tensor]:
     return {"weight": weight.float().cpu(), "bias": bias.float().cpu()}
 
 
-SINGULAR = 1e-10
-"""Least ratio of the squared pivots of a covariance that counts as invertible: float32 rows leave
-about 1e-14 along a direction that they do not have."""
+SINGULAR, STILL = 1e-10, 1e-20
+"""Least part of a feature's variance that the features before it leave free, in a covariance that counts
+as invertible: float32 rows leave about 1e-14 where they have none. Least variance beside the largest."""
 
 
 def whitened(where: str, covariance: Float[Tensor, "d d"], theta: Vector, n: int) -> Vector:
@@ -52,9 +52,12 @@ def whitened(where: str, covariance: Float[Tensor, "d d"], theta: Vector, n: int
     Raises:
         WorkbenchError: `S` cannot be inverted.
     """
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    pivots = factor.diagonal().square()
-    if int(failed) or not float(pivots.min() / pivots.max()) >= SINGULAR:
+    variance = covariance.diagonal()
+    # features at variance 1, so that the unit of one says nothing about the others
+    scale = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
+    factor, failed = torch.linalg.cholesky_ex(covariance / scale[:, None] / scale)
+    still = bool((variance <= STILL * variance.max()).any())
+    if still or int(failed) or not float(factor.diagonal().square().min()) >= SINGULAR:
         raise WorkbenchError(
             where,
             "the covariance within the classes cannot be inverted",
@@ -62,7 +65,7 @@ def whitened(where: str, covariance: Float[Tensor, "d d"], theta: Vector, n: int
             got=f"{n} rows",
             do="add rows, or shrink the covariance: Lda(shrinkage='auto')",
         )
-    return torch.cholesky_solve(theta[:, None], factor)[:, 0]
+    return torch.cholesky_solve((theta / scale)[:, None], factor)[:, 0] / scale
 
 
 def halfway(weight: Vector, positive: Vector, negative: Vector) -> Float[Tensor, ""]:

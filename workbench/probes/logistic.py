@@ -47,7 +47,7 @@ class Logistic(LinearProbe):
     Attributes:
         inverse_penalty: scikit-learn's C; smaller is a stronger penalty.
         standardised: penalise coordinates at unit variance; False penalises the raw ones.
-        device: where it is fitted; "auto" is where the rows are.
+        device: where it is fitted; "auto" is where the rows are, which is the CPU for recorded ones.
     """
 
     inverse_penalty: float | int = 1.0
@@ -76,7 +76,7 @@ class Logistic(LinearProbe):
         for data in sites.values():
             warn_if_wide("Logistic.fit", two_classes("Logistic.fit", data))
         kind = {
-            s: (tuple(d.rows.shape), str(d.rows.dtype), self._place(d).type)
+            s: (tuple(d.rows.shape), str(d.rows.dtype), str(self._place(d)))
             for s, d in sites.items()
         }
         for (shape, _, place), group in groupby(

@@ -82,9 +82,9 @@ class MagnitudeMean(Probe):
 
     @classmethod
     def published(cls, **options: Any) -> MagnitudeMean:
-        """The sizes and steps of the source; they are slow, and meant for raw rows of width 32,768."""
+        """The sizes, steps and value head of the source; slow, for raw rows of width 32,768."""
         known = {"hidden": 512, "weight_decay": 1.0, "epochs": 600, "lr": 1e-5, "patience": 200}
-        return cls(**{**known, "halve": 100, **options})
+        return cls(**{**known, "halve": 100, "everywhere": False, **options})
 
     def fit(self, data: Data) -> dict[str, Tensor]:
         """Tensors of both heads for raw rows, and the exponents.

@@ -46,7 +46,8 @@ class Mlp(Probe):
         hidden: units of the hidden layer.
         inverse_penalty: C, as of the logistic probe; smaller is a stronger penalty.
         steps: most steps of training; where they end early, that too is a penalty.
-        early_stopping: train by Adam and stop where a held-out tenth of the rows no longer gains.
+        early_stopping: train by Adam and stop where a held-out tenth of the rows no longer gains; the
+            penalty then counts beside the loss of a batch of up to 200 rows, so that it is stronger.
         seed: of the first weights and of the held-out tenth.
     """
 

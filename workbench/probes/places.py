@@ -29,11 +29,21 @@ def placed(
     Args:
         sites: some of the recorded sites, such as "L*.resid_post"; all by default.
         join: put the rows of all sites side by side, as one place "L1.resid_post+L3.resid_post".
-        heads: cut per-head sites into so many heads, one place each: "L3.z[head=2]".
+        heads: cut per-head sites into so many heads, one place each: "L3.z[head=2]". The model's own
+            number (of key heads for k and v): the width alone does not say it.
 
     Raises:
-        WorkbenchError: a site that was not recorded, or heads of a site that has none.
+        WorkbenchError: a site that was not recorded, heads of a site that has none, or heads to be cut
+            and joined at once.
     """
+    if join and heads is not None:
+        raise WorkbenchError(
+            f"probes(join=True, heads={heads})",
+            "cuts into heads and joins them again",
+            expected="one of the two",
+            got="both",
+            do="leave heads out to read whole sites side by side",
+        )
     values = {name: acts[name] for name in _named(acts, sites)}
     if heads is not None:
         values = _split(values, heads)

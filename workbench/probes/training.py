@@ -177,7 +177,7 @@ def _split(n: int, share: float, where: str, generator: torch.Generator) -> tupl
             do="0.1 holds out a tenth",
         )
     order = torch.randperm(n, generator=generator)
-    held = round(share * n)
+    held = min(round(share * n), n - 1)
     return order[held:].sort().values, order[:held].sort().values
 
 

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 
 from workbench import seeds
+from workbench.errors import WorkbenchError
 from workbench.probing.folds import Split
 
 TOKENS = r"[^\W\d_]+|\d|[^\w\s]"
 """Words, single digits, punctuation: their counts say nothing of order or meaning."""
+
+
+TRIES = 1000
 
 
 def usual(targets: np.ndarray, split: Split) -> np.ndarray:
@@ -96,13 +100,26 @@ def shuffled(
 
 
 def random_by_type(
-    types: Sequence[Any], targets: np.ndarray, seed: int, *parts: object
+    types: Sequence[Any], targets: np.ndarray, split: Split, seed: int, *parts: object
 ) -> np.ndarray:
     """A control task: every type draws one of the targets at random, and all its examples get that.
+
+    It is drawn again while a training part would have one target only, which cannot be fitted.
 
     Source: Hewitt and Liang (2019), Designing and Interpreting Probes with Control Tasks,
         https://arxiv.org/abs/1909.03368, section 2.
     """
     rng = np.random.default_rng(seeds.derive(seed, "control task", *parts))
-    drawn = {kind: rng.choice(targets) for kind in dict.fromkeys(types)}
-    return np.array([drawn[kind] for kind in types])
+    kinds = list(dict.fromkeys(types))
+    for _ in range(TRIES):
+        drawn = dict(zip(kinds, rng.choice(targets, len(kinds)), strict=True))
+        found = np.array([drawn[kind] for kind in types])
+        if all(np.ptp(found[train]) > 0 for train, _ in split):
+            return found
+    raise WorkbenchError(
+        "probes.evaluate",
+        "types are too few for a control task",
+        expected="types of which every training part has two or more",
+        got=kinds[:6],
+        do="pass what differs between examples, such as tokens, or leave types out",
+    )

@@ -45,7 +45,7 @@ class Outcome:
         first: the probe's scores, `[item]`.
         escalated: which items the classifier saw.
         final: the mixed score where escalated, -inf elsewhere.
-        flagged: where `final` is at or above the decision.
+        flagged: escalated, and `final` at or above the decision.
         cost: mean per item, in the unit of the costs.
     """
 
@@ -110,7 +110,8 @@ class Cascade:
             second = _logits(self.classify([items[i] for i in chosen]), len(chosen))
             final[escalated] = self.mix[0] * scores[escalated] + self.mix[1] * second
         cost = self.costs[0] + len(chosen) / len(items) * self.costs[1]
-        return Outcome(scores, escalated, final, final >= self.decision, float(cost))
+        flagged = escalated & (final >= self.decision)
+        return Outcome(scores, escalated, final, flagged, float(cost))
 
     def _check(self, scores: Tensor, items: list[Any]) -> None:
         bad = [c for c in self.costs if not 0 <= c < math.inf]
@@ -136,14 +137,14 @@ def threshold_for(scores: Float[Tensor, " item"], rate: float) -> float:
     """The threshold that escalates at most this share of the scores, as many as it can.
 
     Raises:
-        WorkbenchError: a rate outside 0 to 1, or no scores.
+        WorkbenchError: a rate outside 0 to 1, no scores, or NaN among them.
     """
-    if not 0 <= rate <= 1 or not len(scores):
+    if not 0 <= rate <= 1 or not len(scores) or bool(scores.isnan().any()):
         raise WorkbenchError(
             "threshold_for",
             "no such share",
-            expected="some scores and a rate from 0 to 1",
-            got=f"{len(scores)} scores, rate {rate}",
+            expected="scores without NaN and a rate from 0 to 1",
+            got=f"{len(scores)} scores, {int(scores.isnan().sum())} NaN, rate {rate}",
             do="0.055 is the rate of the source",
         )
     falling = scores.double().sort(descending=True).values
@@ -223,15 +224,15 @@ class Stream:
         """The score after one more token.
 
         Raises:
-            WorkbenchError: a row of another width than the probe's.
+            WorkbenchError: a row of another width than the probe's, or not finite.
         """
         readout = self.probe.tensors["weight"]
-        if row.shape != readout.shape:
+        if row.shape != readout.shape or not bool(row.isfinite().all()):
             raise WorkbenchError(
                 "Stream.push",
-                "the row has another width",
-                expected=list(readout.shape),
-                got=list(row.shape),
+                "the row has another width, or is not finite",
+                expected=f"finite numbers, {list(readout.shape)}",
+                got=f"{list(row.shape)}, {int((~row.isfinite()).sum())} not finite",
                 do=f"pass the token's row of {self.probe.site}",
             )
         logit = float(row.detach().float().cpu() @ readout + self.probe.tensors["bias"])

@@ -8,29 +8,29 @@ table.figure(); table.reliability("L3.resid_post"); table.best(nested=True)
 
 Source: Hewitt and Liang (2019), Designing and Interpreting Probes with Control Tasks,
     https://arxiv.org/abs/1909.03368.
-Differs from the paper: without `types` the control are targets shuffled inside the training part, judged
-    on the true ones, whose accuracy is chance where nothing leaks; with `types` it is the paper's.
+Differs from the paper: with `types` the control is the paper's. Without, it is the probe fitted on targets
+    that are shuffled inside the training part and judged on the true ones: chance, or the share of the
+    larger class, unless the fit sees true targets otherwise. It cannot show copies of examples on both
+    sides of a split; that is what groups are for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from workbench import seeds
 from workbench.comparison.provenance import versions
-from workbench.comparison.stats import Interval, mean_interval
+from workbench.comparison.stats import Interval
 from workbench.errors import WorkbenchError
 from workbench.probes.base import Data, Probe
 from workbench.probes.examples import owners
 from workbench.probes.places import placed
 from workbench.probing import baselines
-from workbench.probing.fit import data_of, name_of, probe_of, prompts_of
+from workbench.probing.fit import data_of, name_of, plain, probe_of, prompts_of
 from workbench.probing.folds import Split, groups_of, split, warn_of_leaks
 from workbench.probing.measures import (
     MEASURES,
@@ -38,8 +38,10 @@ from workbench.probing.measures import (
     OF_NUMBERS,
     Bootstrap,
     Held,
-    by_fold,
-    disjoint_pairs,
+    difference,
+    judged,
+    over_fits,
+    over_tasks,
 )
 from workbench.probing.numbers import last_number, mean_number
 from workbench.probing.table import PROBE, ProbeTable
@@ -80,14 +82,15 @@ def evaluate(
         texts: what the bag of tokens reads, one per example; the prompts' words by default.
         types: one per example, such as its token: the control is then a random target per type.
         controls: also fit controls and baselines; False is `1 + shuffles` times faster.
-        shuffles: how many controls are averaged; their interval is over `shuffles * folds` fits.
+        shuffles: how many controls are averaged, 0 for none. The interval of shuffled ones is over their
+            `shuffles * folds` fits; that of control tasks is over groups, the tasks as they were drawn.
 
     Returns:
         A ProbeTable: a row per site, what was judged, and measure, with 95 % intervals over groups.
 
     Raises:
         WorkbenchError: what `probes.fit` refuses; too few groups for the folds; groups, texts or types
-            that are not one per example.
+            that are not one per example; types too few for a control of two classes.
 
     Warns:
         UserWarning: texts repeat, and would have leaked across a split by rows.
@@ -106,16 +109,17 @@ def evaluate(
     leaks = warn_of_leaks(
         y[list(one_each)], [prompts[i] for i in one_each], [words[i] for i in one_each], folds, seed
     )
-    together = groups_of(prompts, words, own, groups)
+    together = groups_of(prompts, words, own, _each("groups", groups, len(y)))
     job = _Job(method, data, y, split(y, together, folds, seed, bool(classes)), seed)
-    judged = _Judged(job, Bootstrap(together, seed))
+    report = _Rows(job, Bootstrap(together, seed))
     found = job.held(y)
-    judged.probe(found)
+    report.probe(found)
     if controls:
-        judged.control(found, SHUFFLED if kinds is None else TASK, job.controls(kinds, shuffles))
-        judged.baselines(told)
-    about = _provenance(method, where, classes, y, together, folds, seed, leaks)
-    return ProbeTable(judged.columns, judged.units, about, held=found, bootstrap=judged.bootstrap)
+        report.control(found, kinds, shuffles)
+        report.baselines(told)
+    about = _provenance(method, where, classes, y, together, folds, seed)
+    about |= {"shuffles": shuffles if controls else 0, **leaks}
+    return ProbeTable(report.columns, report.units, about, held=found, bootstrap=report.bootstrap)
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ class _Job:
             if types is None:
                 yield self.held(self.targets, shuffle=i)
             else:
-                yield self.held(baselines.random_by_type(types, self.targets, self.seed, i))
+                drawn = baselines.random_by_type(types, self.targets, self.split, self.seed, i)
+                yield self.held(drawn)
 
     def _said(self, site: str, tensors: Any, test: np.ndarray) -> tuple[float, np.ndarray]:
         """The level of the predicted interval (0 without), and score, low and high `[3, example]`."""
@@ -199,7 +204,7 @@ def _at(data: Data, train: np.ndarray, targets: np.ndarray) -> Data:
     return Data(part.rows, torch.from_numpy(targets[train]), part.mask, part.pairs)
 
 
-class _Judged:
+class _Rows:
     """Rows of the table as they come."""
 
     def __init__(self, job: _Job, bootstrap: Bootstrap):
@@ -217,20 +222,21 @@ class _Judged:
                     self._add(site, PROBE, measure, held)
 
     def control(
-        self, found: Mapping[str, Held], name: str, controls: Iterator[dict[str, Held]]
+        self, found: Mapping[str, Held], types: Sequence[Any] | None, shuffles: int
     ) -> None:
-        """Means over the fits of all controls, one per fold: one fit says little, since on rows of few
-        kinds a fit is right about nearly all of them or wrong about nearly all.
-        """
-        many = list(controls)
-        for site, held in found.items() if many else ():
-            fits = [part for control in many for part in by_fold(control[site])]
+        """Rows of the controls, and of the probe less its control."""
+        controls = list(self.job.controls(types, shuffles))
+        for site, held in found.items() if controls else ():
+            many = [control[site] for control in controls]
             for measure in list(self.known)[:2]:
-                function, unit = MEASURES[measure]
-                values = np.array([function(fit, _once(fit))[0] for fit in fits])
-                self._row(site, name, measure, mean_interval(values), unit)
+                if types is None:
+                    name, chance = SHUFFLED, over_fits(measure, many, self.job.seed)
+                else:
+                    name, chance = TASK, over_tasks(measure, many, self.bootstrap)
+                self._row(site, name, measure, chance, MEASURES[measure][1])
                 if measure == self.main:
-                    self._selectivity(site, held, values)
+                    less = difference(judged(measure, held, self.bootstrap), chance)
+                    self._row(site, PROBE, "selectivity", less, f"difference of {measure}")
 
     def baselines(self, texts: Sequence[str]) -> None:
         job, y = self.job, self.job.targets
@@ -248,27 +254,11 @@ class _Judged:
         for measure in ("r2", "mae", "spearman") if self.job.numeric else ("accuracy", "auroc"):
             self._add("", name, measure, Held(scores, self.job.targets, folds, usual))
 
-    def _selectivity(self, site: str, held: Held, control: np.ndarray) -> None:
-        """The probe less its control; groups are drawn for the one and fits for the other."""
-        bootstrap, function, n = self.bootstrap, MEASURES[self.main][0], len(control)
-        rng = np.random.default_rng(seeds.derive(self.job.seed, "fits"))
-        lots = rng.multinomial(n, np.full(n, 1 / n), bootstrap.draws) @ control / n
-        drawn = bootstrap.drawn(lambda weights: function(held, weights)) - lots
-        mean = float(function(held, _once(held))[0] - control.mean())
-        found = Interval(mean, *bootstrap.ends(drawn), bootstrap.n)
-        self._row(site, PROBE, "selectivity", found, f"difference of {self.main}")
-
     def _add(self, site: str, by: str, measure: str, held: Held) -> None:
-        function, unit = MEASURES[measure]
-        n = None
-        if measure == "auroc":
-            n = disjoint_pairs(held.targets, self.bootstrap.groups)
-        judge = {"accuracy": self.bootstrap.share, "auroc": partial(self.bootstrap.share, n=n)}
-        judge |= {"coverage": self.bootstrap.share, "ece": self.bootstrap.centred}
-        found = judge.get(measure, self.bootstrap.interval)(partial(function, held))
+        unit = MEASURES[measure][1]
         if measure == "coverage":
             unit = f"fraction (nominal {held.level:.3g})"
-        self._row(site, by, measure, found, unit)
+        self._row(site, by, measure, judged(measure, held, self.bootstrap), unit)
 
     def _row(self, site: str, by: str, measure: str, found: Interval, unit: str) -> None:
         self.units.setdefault(measure, unit)
@@ -277,20 +267,20 @@ class _Judged:
             column.append(value)
 
 
-def _once(held: Held) -> np.ndarray:
-    return np.ones((1, len(held.targets)))
-
-
-def _each(name: str, given: Sequence[Any] | None, n: int) -> list[Any] | None:
-    if given is not None and len(given) != n:
+def _each(name: str, given: Any, n: int) -> list[Any] | None:
+    """One plain value per example, which compares and hashes by what it says."""
+    if given is None:
+        return None
+    found = [tuple(value) if isinstance(value, list) else value for value in plain(given)]
+    if len(found) != n:
         raise WorkbenchError(
             "probes.evaluate",
             f"{name} are not one per example",
             expected=n,
-            got=len(given),
+            got=len(found),
             do=f"pass one of {name} per row, or per prompt where the probe reads all tokens of one",
         )
-    return None if given is None else list(given)
+    return found
 
 
 def _provenance(
@@ -301,7 +291,6 @@ def _provenance(
     groups: np.ndarray,
     folds: int,
     seed: int,
-    leaks: Mapping[str, int],
 ) -> dict[str, Any]:
     return {
         "method": name_of(method),
@@ -314,6 +303,5 @@ def _provenance(
         "n_groups": len(np.unique(groups)),
         "folds": folds,
         "seed": seed,
-        **leaks,
         "versions": versions(),
     }

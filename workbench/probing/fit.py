@@ -96,7 +96,7 @@ def prompts_of(method: Probe, acts: Activations) -> list[Prompt]:
 def labels_of(method: Probe, acts: Activations, targets: Any, partial: bool = False) -> list[Any]:
     """One target per example, as given or as the prompts are labelled."""
     prompts = prompts_of(method, acts)
-    found = [p.label for p in prompts] if targets is None else _plain(targets)
+    found = [p.label for p in prompts] if targets is None else plain(targets)
     if len(found) != len(prompts):
         raise WorkbenchError(
             "probes",
@@ -165,7 +165,7 @@ def _numbers(labels: list[Any]) -> list[float]:
     return found
 
 
-def _plain(targets: Any) -> list[Any]:
+def plain(targets: Any) -> list[Any]:
     """Tensors and arrays as plain values, which compare and sort."""
     if hasattr(targets, "tolist"):
         return list(targets.tolist())

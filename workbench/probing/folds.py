@@ -31,25 +31,19 @@ def groups_of(
 
     Args:
         prompts, texts, owners: of each example: its prompt, what it says, the number of its prompt.
-        groups: further groups, one per example; None belongs to none.
-
-    Raises:
-        WorkbenchError: groups are not one per example.
+        groups: further groups, one per example; None and NaN belong to none.
     """
-    if groups is not None and len(groups) != len(prompts):
-        raise WorkbenchError(
-            "probes.evaluate",
-            "groups are not one per example",
-            expected=len(prompts),
-            got=len(groups),
-            do="pass one group per row",
-        )
     keys = [
         [("prompt", owner), ("text", normalised(text)), ("pair", prompt.pair)]
         + [("group", prompt.meta.get("group")), ("asked", None if groups is None else groups[i])]
         for i, (prompt, text, owner) in enumerate(zip(prompts, texts, owners, strict=True))
     ]
-    return _united([[key for key in many if key[1] not in (None, "")] for many in keys])
+    return _united([[key for key in many if _names(key[1])] for many in keys])
+
+
+def _names(value: Any) -> bool:
+    """Whether a value names a group; NaN, which a table has where a cell is empty, does not."""
+    return value not in (None, "") and value == value
 
 
 def _united(keys: Sequence[Iterable[Any]]) -> np.ndarray:

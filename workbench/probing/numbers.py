@@ -14,15 +14,16 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.shapes import Float, Tensor
 
-# a minus is a sign only where no number, letter or bracket stands before it: "5-3" holds 5 and 3
+# a minus, U+2212 too, is a sign only where no number, letter or bracket stands before it: "5-3" holds 5, 3
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:(?<![\w)\]])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?"
+    r"(?<![\w.])(?:(?<![\w)\]])[-−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][+-]?\d+)?"
 )
 
 
 def numbers_in(text: str) -> list[float]:
     """All numbers of a text in their order: digits, thousands in commas, decimals, exponents, signs."""
-    return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
+    return [float(found.replace(",", "").replace("−", "-")) for found in _NUMBER.findall(text)]
 
 
 def last_number(text: str) -> float | None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from workbench import registry
 from workbench.activations.record import record
 from workbench.errors import WorkbenchError
 from workbench.probes.base import FittedProbe, check_model
@@ -86,9 +87,11 @@ def scorer(probe: FittedProbe, model: Any, *, squash: bool = False) -> Scorer:
         squash: probabilities from 0 to 1 in place of scores, which have no bounds.
 
     Raises:
-        WorkbenchError: the probe was fitted on another model, or predicts numbers and is squashed.
+        WorkbenchError: the probe was fitted on another model, predicts numbers and is squashed, or reads
+            what gives no one score of a completion: single tokens, or the first of the prompt.
     """
     check_model(probe, model.fingerprint)
+    _check_pool(probe)
     if squash and not probe.classes:
         raise WorkbenchError(
             "probing.reward",
@@ -98,3 +101,15 @@ def scorer(probe: FittedProbe, model: Any, *, squash: bool = False) -> Scorer:
             do="leave squash out",
         )
     return Scorer(probe, model, squash)
+
+
+def _check_pool(probe: FittedProbe) -> None:
+    reads = registry.get("probes", probe.method).reads
+    if probe.pool == "first" or (probe.pool == "all" and reads != "tokens"):
+        raise WorkbenchError(
+            "probing.reward",
+            "the probe does not read a completion as one",
+            expected="a probe of rows of pool 'last' or 'mean', or one that reads all tokens together",
+            got=f"{probe.method} on rows of pool {probe.pool!r}",
+            do="fit it on activations that are recorded with pool='last' or 'mean'",
+        )

@@ -15,11 +15,11 @@ from workbench.comparison.table import Figure, Table
 from workbench.errors import WorkbenchError, unknown
 from workbench.probes.places import JOIN
 from workbench.probing.measures import (
-    BINS,
     MEASURES,
     SMALLER_IS_BETTER,
     Bootstrap,
     Held,
+    bin_of,
 )
 
 PROBE = "probe"
@@ -87,7 +87,8 @@ class ProbeTable(Table):
 
         The largest of several noisy numbers is too large. With `nested` the choice is made on a
         bootstrap sample of the groups and judged on the groups that it left out, and the mean over
-        draws is given: what choosing a site so is worth on examples that did not choose it.
+        draws is given: what choosing a site so is worth on examples that did not choose it. Each draw
+        judges on about a third of the groups, so that the interval is wide.
 
         Source: Tsamardinos, Greasidou and Borboudakis (2018), Bootstrapping the Out-of-sample
             Predictions for Efficient and Accurate Cross-validation,
@@ -95,8 +96,18 @@ class ProbeTable(Table):
 
         Raises:
             UnknownName: no such measure.
+            WorkbenchError: coverage, which is right at its nominal value; with `nested`, a measure that
+                is not of scores, or the calibration error, which grows as examples get fewer.
         """
         name = self._measure(measure)
+        if name == "coverage":
+            raise WorkbenchError(
+                "ProbeTable.best",
+                "coverage has no best end",
+                expected="a measure that is better the larger or the smaller it is",
+                got=name,
+                do="compare at(site).loc['coverage'] with its nominal value",
+            )
         frame = self.frame()
         rows = frame[(frame["by"] == PROBE) & (frame["measure"] == name)].reset_index(drop=True)
         sign = -1 if name in SMALLER_IS_BETTER else 1
@@ -123,11 +134,11 @@ class ProbeTable(Table):
 
     def _out_of_bag(self, name: str, sign: int) -> np.ndarray:
         """`[draw]`: the measure of the chosen site on the groups that its choice did not see."""
-        if self.bootstrap is None or name not in MEASURES:
+        if self.bootstrap is None or name not in MEASURES or name == "ece":
             raise WorkbenchError(
                 "ProbeTable.best(nested=True)",
                 "has no out-of-fold scores to choose by",
-                expected="a table of probes.evaluate and a measure of scores",
+                expected="a table of probes.evaluate and a measure of scores other than ece",
                 got=f"{name!r}, {len(self.held)} sites with scores",
                 do="evaluate again; a table that was loaded has rows alone",
             )
@@ -156,13 +167,13 @@ class ProbeTable(Table):
     def reliability(self, site: str | None = None) -> Figure:
         """How often class 1 was right where the probe said so with some probability.
 
-        Ten bins of equal width; 95 % Wilson intervals, as if examples were independent.
+        Ten bins of equal width; 95 % Wilson intervals of as many trials as the bin has groups.
 
         Raises:
             WorkbenchError: a probe of numbers, or a table without scores.
             UnknownName: no such site.
         """
-        if "ece" not in self.units or not self.held:
+        if "ece" not in self.units or not self.held or self.bootstrap is None:
             raise WorkbenchError(
                 "ProbeTable.reliability",
                 "has no probabilities",
@@ -178,7 +189,8 @@ class ProbeTable(Table):
             f"Reliability of {self.provenance.get('method')} at {site}; "
             f"calibration error {calibration:.3f}."
         )
-        table = _Bins(_reliability(self.held[site]), {"observed": "fraction"}, self.provenance)
+        rows = _reliability(self.held[site], self.bootstrap.groups)
+        table = _Bins(rows, {"observed": "fraction"}, self.provenance)
         return Figure(table, {"kind": "reliability", "site": site}, caption)
 
     def _only(self, measure: str) -> ProbeTable:
@@ -234,23 +246,19 @@ class _Bins(Table):
         return self.frame()
 
 
-def _reliability(held: Held) -> dict[str, list[Any]]:
-    from sklearn.calibration import calibration_curve
-
+def _reliability(held: Held, groups: np.ndarray) -> dict[str, list[Any]]:
+    """A row per bin that is not empty; intervals count each group once."""
     p, y = held.probability, held.targets
-    observed, predicted = calibration_curve(y, p, n_bins=BINS)
-    # the bins of calibration_curve: it leaves empty ones out and does not say how full the others are
-    edges = np.linspace(0, 1, BINS + 1)
-    counts = np.bincount(np.searchsorted(edges[1:-1], p), minlength=BINS)
-    n = counts[counts > 0].tolist()
-    ends = [wilson(round(share * k), k) for share, k in zip(observed, n, strict=True)]
-    return {
-        "predicted": predicted.tolist(),
-        "observed": observed.tolist(),
-        "low": [end.low for end in ends],
-        "high": [end.high for end in ends],
-        "n": n,
-    }
+    bins = bin_of(p)
+    columns: dict[str, list[Any]] = {k: [] for k in ("predicted", "observed", "low", "high", "n")}
+    for number in np.unique(bins):
+        inside = bins == number
+        share, k = float(y[inside].mean()), len(np.unique(groups[inside]))
+        ends = wilson(round(share * k), k)
+        row = (float(p[inside].mean()), share, ends.low, ends.high, int(inside.sum()))
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+    return columns
 
 
 def _layer_and_head(text: str) -> tuple[int, int] | None:

@@ -18,7 +18,8 @@ def said(prompt: Prompt) -> str:
 
 def normalised(text: str) -> str:
     """The text without what near-duplicates differ in: case, spaces, punctuation at its end."""
-    return " ".join(text.split()).casefold().rstrip(_ENDS)
+    plain = " ".join(text.split()).casefold()
+    return plain.rstrip(_ENDS) or plain
 
 
 def repeated(texts: Iterable[str]) -> tuple[int, int]:

@@ -29,7 +29,7 @@ def read_statements(
     """Statements labelled True or False; other columns go to `meta`.
 
     Statements that say the same up to case, spaces and final punctuation share `meta["group"]`, which
-    `probes.evaluate` keeps on one side of a split.
+    `probes.evaluate` keeps on one side of a split, unless a column of that name says otherwise.
 
     Args:
         statement, label: names of the columns; labels are 0, 1, true or false.
@@ -51,6 +51,8 @@ def read_statements(
         raise _refused(path, "an existing .csv file", path.suffix if path.exists() else "no file")
     try:
         rows = list(_rows(path, statement, label, group))
+    except csv.Error as reason:
+        raise _refused(path, "cells in closed quotes", str(reason)) from None
     except UnicodeDecodeError as reason:
         raise _refused(path, "UTF-8 text", f"byte {reason.object[reason.start]:#x}") from None
     if not rows:
@@ -115,7 +117,7 @@ def _prompt(
     if group:
         meta["group"] = row[group]
     elif copies[normalised(text)] > 1:
-        meta["group"] = normalised(text)
+        meta.setdefault("group", normalised(text))
     truth = _TRUTH[row[label].strip().lower()]
     return Prompt(text=text, label=truth, source=path.stem, meta=meta)
 

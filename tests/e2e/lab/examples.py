@@ -22,4 +22,6 @@ WIDGETS = {
     "answers=['2', '5'], foils=['7', '8']), 'activation_patching').choose(layer=1, pos=6)",
     "HeadBoard": "widgets.HeadBoard(model, prompts, wb.locate.find('previous_token_heads', model, prompts), "
     "neuron='L2.mlp_post[neuron=3]').choose(1, 2)",
+    "ProbeStrip": "widgets.ProbeStrip(model, prompts, wb.probes.fit('mass_mean', model.record(wb.tasks.make("
+    "'locked', n=64, seed=1), 'L2.resid_post', progress=False))['L2.resid_post'], [push], max_new_tokens=4)",
 }

@@ -102,7 +102,8 @@ def additive(
         mask = causal if mask is None else causal & mask[:, None, None, -n_k:].bool()
     if mask.dtype != torch.bool:
         return mask[..., :n_k]
-    blocked = torch.finfo(query.dtype).min
+    # most models take the softmax in float32, in which float64's least is -inf: NaN where all is masked
+    blocked = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)
     return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(
         ~mask, blocked
     )[..., :n_k]
