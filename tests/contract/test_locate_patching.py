@@ -319,6 +319,8 @@ def test_in_the_last_layer_a_path_with_its_mlp_is_the_plain_patch(
     plain = found(ActivationPatching("z", direction, **QUICK), family=family)
     torch.testing.assert_close(scores(path)[:, 2], scores(plain)[:, 2], atol=1e-4, rtol=1e-3)
     assert float((scores(path)[:, 0] - scores(plain)[:, 0]).abs().max()) > 1e-2
+    for side, expected in zip(("clean", "corrupted"), metric(None, family=family), strict=True):
+        torch.testing.assert_close(path.scores.reference[side], expected)
     frozen = found(PathPatching(direction=direction), family=family)
     assert float((scores(path)[:, 2] - scores(frozen)[:, 2]).abs().max()) > 1e-3
 
@@ -328,6 +330,8 @@ def test_the_last_mlp_has_a_direct_path_only() -> None:
     plain = found(ActivationPatching("mlp_out", "noising", positions="all", **QUICK))
     assert path.axes == ("layer",)
     torch.testing.assert_close(scores(path)[:, 2], scores(plain)[:, 2], atol=1e-4, rtol=1e-3)
+    stream = found(PathPatching(("L2.resid_post",), "mlps"))
+    torch.testing.assert_close(scores(stream), scores(path), atol=1e-4, rtol=1e-3)
 
 
 def test_through_the_whole_stream_above_it_a_path_is_the_plain_patch() -> None:
@@ -408,8 +412,9 @@ def test_a_path_of_one_case_is_given_again_by_its_edit(options: dict[str, Any]) 
 
 def test_a_path_that_leads_nowhere_is_no_edit() -> None:
     made = found(PathPatching(receivers=("L1.q[head=1]",)))
-    with pytest.raises(wb.WorkbenchError, match="no path leads from layer 2"):
-        made.edit(layer=2, head=0)
+    for layer in (1, 2):  # queries are made before a head of that layer writes
+        with pytest.raises(wb.WorkbenchError, match=f"no path leads from layer {layer}"):
+            made.edit(layer=layer, head=0)
 
 
 # head ablation
@@ -486,7 +491,18 @@ def test_means_and_other_cases_are_counted_from_the_end() -> None:
     torch.testing.assert_close(
         scores(made, "logit_difference")[:, 0, 1], expected, atol=1e-5, rtol=1e-4
     )
-    mean = found(HeadAblation("mean", **QUICK), short).edit(layer=0, head=1)
+    averaged = z.clone()
+    averaged[:, pads:] = z[:, pads:].mean(0)
+    edit = wb.Intervention("custom", "set", {"L0.z[head=1]": {"value": averaged[:, :, 1:2]}})
+    logits = model.run(cases.clean, edits=[edit], logits="last").logits[:, -1]
+    made = found(HeadAblation("mean", **QUICK), short)
+    torch.testing.assert_close(
+        scores(made, "logit_difference")[:, 0, 1],
+        cases.metric(logits, "logit_difference"),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    mean = made.edit(layer=0, head=1)
     assert set(mean.sites) == {f"L0.z[head=1, pos={p}]" for p in range(-n, 0)}
     value = mean.tensors["L0.z[head=1, pos=-2]"]["value"]
     torch.testing.assert_close(value, z[:, -2, 1].mean(0))

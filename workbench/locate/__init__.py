@@ -24,7 +24,7 @@ __all__ = ["Axis", "Cases", "Localiser", "Map", "Patch", "Scores", "find"]
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
         return getattr(importlib.import_module(_VERBS[name]), name)
-    if not name.startswith("_"):
+    if name[:1].isupper():  # not the files of this folder, which are imported by their names
         for entry in registry.entries("locate"):
             if entry.cls.__name__ == name:
                 return entry.cls
