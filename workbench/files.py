@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -41,6 +42,22 @@ def refuse_pickle(path: Path) -> None:
             got=path.suffix or "pickle bytes",
             do="convert it with safetensors.torch.save_file where you trust it",
         )
+
+
+def tensor_metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file, from its bytes: the library gives it of files on disk only.
+
+    Raises:
+        ValueError: the header is cut off, or it is none.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        raise ValueError("the header is cut off")
+    header = json.loads(data[8 : 8 + size])
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError("the header is no safetensors header")
+    return metadata
 
 
 def _is_pickle(start: bytes) -> bool:

@@ -582,15 +582,19 @@ def test_words_are_no_numbers() -> None:
         probes.fit(Ridge(), acts_of(HALVES), targets=["a", "b"] * 50)
 
 
-def test_a_probe_of_pairs_takes_few_labels() -> None:
+def test_a_probe_of_pairs_takes_few_labels_or_none() -> None:
     labels = [True, False, False, True] * 25
     acts = acts_of(labels, (4.0,), pairs=[i // 2 for i in range(100)])
     few = [label if i < 8 else None for i, label in enumerate(labels)]
     fitted = probes.fit("contrast_consistent", acts, targets=few)["L0.resid_post"]
     right = (fitted.score(acts) > 0) == torch.tensor(labels)
     assert float(right.float().mean()) > 0.9
+    blind = probes.fit("contrast_consistent", acts, targets=[None] * 100)["L0.resid_post"]
+    assert blind.classes == ("one side", "the other side")
+    agree = (blind.score(acts) > 0) == (fitted.score(acts) > 0)
+    assert abs(float(agree.float().mean()) - 0.5) > 0.4  # the sign is not known
     with pytest.raises(WorkbenchError, match="no label"):
-        probes.fit("contrast_consistent", acts, targets=[None] * 100)
+        probes.fit("logistic", acts, targets=[None] * 100)
 
 
 def test_sites_are_named_as_everywhere() -> None:

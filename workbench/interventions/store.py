@@ -20,7 +20,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from workbench.errors import EditError, FileRefused, WorkbenchError
-from workbench.files import refuse_pickle, write_atomically
+from workbench.files import refuse_pickle, tensor_metadata, write_atomically
 from workbench.operations import operation
 from workbench.scopes import Scope
 from workbench.tensors import Fingerprint, Intervention
@@ -137,14 +137,10 @@ def _read(path: Path) -> bytes:
 
 
 def _header(path: Path, data: bytes) -> dict[str, Any]:
-    """The header, read by hand: safetensors gives metadata of files on disk only."""
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > len(data) - 8:
-        raise _corrupt(path, "the header is cut off")
     try:
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        metadata = tensor_metadata(data)
         header = json.loads(metadata.get(_KEY, "null"))
-    except (ValueError, AttributeError, TypeError) as reason:
+    except (ValueError, TypeError) as reason:
         raise _corrupt(path, reason) from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise FileRefused(

@@ -282,7 +282,8 @@ def _sums(weight: torch.Tensor) -> list[float]:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free where the model is: the GPU's own, or the machine's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps what it freed
     import psutil
 
     return psutil.virtual_memory().available

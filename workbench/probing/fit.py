@@ -19,6 +19,9 @@ from workbench.probes.places import placed
 from workbench.records import Prompt
 from workbench.tensors import Activations
 
+SIDES = ("one side", "the other side")
+"""What classes are called that were found without any label."""
+
 
 def fit(
     method: str | Probe,
@@ -37,7 +40,7 @@ def fit(
         sites: some of them, such as "L2-4.resid_post"; all by default.
         targets: one per example: two classes of any kind, or numbers; by default the labels of the
             prompts. An example is a row, or a prompt where the probe reads all tokens of one. A probe
-            of pairs needs few targets; None stands for those it is not given.
+            of pairs needs few targets, or none; None stands for those it is not given.
         join: one probe on all sites side by side, named "L1.resid_post+L3.resid_post".
         heads: number of heads of per-head sites; one probe per head, named "L3.z[head=2]".
 
@@ -106,7 +109,7 @@ def labels_of(method: Probe, acts: Activations, targets: Any, partial: bool = Fa
             do="pass one target per row, or per prompt where the probe reads all tokens of one",
         )
     missing = sum(label is None for label in found)
-    if missing and not (partial and missing < len(found)):
+    if missing and not partial:
         raise WorkbenchError(
             "probes",
             "prompts have no label",
@@ -120,11 +123,15 @@ def labels_of(method: Probe, acts: Activations, targets: Any, partial: bool = Fa
 def codes(method: Probe, labels: list[Any]) -> tuple[list[float], tuple[Any, ...]]:
     """0 and 1 for the two classes in their order, or the numbers as they are.
 
+    Where no label is known the classes are `SIDES`: which of them is which, nobody said.
+
     Raises:
         WorkbenchError: one class or more than two; targets that are no finite numbers.
     """
     if method.target == "number":
         return _numbers(labels), ()
+    if all(label is None for label in labels):
+        return [math.nan] * len(labels), SIDES
     try:
         classes = _ordered(set(labels) - {None})
     except TypeError:  # lists and the like

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_bytes
 
 from workbench import registry
 from workbench.errors import FileRefused, WorkbenchError
-from workbench.files import refuse_pickle, write_atomically
+from workbench.files import refuse_pickle, tensor_metadata, write_atomically
 from workbench.probes.base import FittedProbe
 from workbench.tensors import Fingerprint
 
@@ -102,14 +102,10 @@ def _described(probe: FittedProbe) -> str:
 
 
 def _header(path: Path, data: bytes) -> dict[str, Any]:
-    """The header, read by hand: safetensors gives metadata of files on disk only."""
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > len(data) - 8:
-        raise _corrupt(path, "the header is cut off")
     try:
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        metadata = tensor_metadata(data)
         header = json.loads(metadata.get(_KEY, "null"))
-    except (ValueError, AttributeError, TypeError) as reason:
+    except (ValueError, TypeError) as reason:
         raise _corrupt(path, reason) from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         got = header.get("format") if isinstance(header, dict) else sorted(metadata)
