@@ -215,9 +215,12 @@ def test_without_a_kernel_the_slider_snaps_and_every_probe_is_there(page: Any) -
     assert bare.debug()["shown"]["probe"] == "cascade"
 
 
-def test_hostile_texts_are_only_text(page: Any) -> None:
+def test_hostile_texts_are_only_text(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import PreTrainedTokenizerFast
 
+    monkeypatch.chdir(tmp_path)  # copied code keeps its probe and edit in files
     model = wb.load(tiny.module("gpt2"), hostile_tokenizer(PreTrainedTokenizerFast))
     torch.manual_seed(0)
     tensors = {"weight": torch.randn(32), "bias": torch.zeros(())}
