@@ -38,6 +38,11 @@ def reasoner() -> wb.Model:
 
 
 @cache
+def stories() -> wb.Model:
+    return wb.load(STORIES)
+
+
+@cache
 def sums() -> tuple[wb.Prompt, ...]:
     """Additions with the model's own steps; each digit it repeats is aligned with where it stands."""
     prompts = list(wb.tasks.make("add", 48, seed=3))
@@ -93,7 +98,7 @@ def test_without_them_the_digits_are_lost_and_without_others_much_less() -> None
 @cache
 def story(n: int | None = None) -> list[wb.Prompt]:
     """Story beginnings with the spans of the girl or boy, of the name, and of both with `named`."""
-    tokenizer, found = wb.load(STORIES).tokenizer, []
+    tokenizer, found = stories().tokenizer, []
     she, he = tokenizer.convert_tokens_to_ids(["▁She", "▁He"])
     sides = {"girl": ("Mia", "Sue", "Anna", "Lucy", "Amy", "Lily")}
     sides["boy"] = ("Tom", "Max", "Ben", "Sam", "Jack", "Tim")
@@ -112,7 +117,7 @@ def story(n: int | None = None) -> list[wb.Prompt]:
 @stories_only
 def test_the_pronoun_is_read_from_the_word_and_its_name_in_the_last_block() -> None:
     method = locate.AttentionKnockout(window=1, metric="logit_difference")
-    made = locate.find(method, wb.load(STORIES), story(), progress=False)
+    made = locate.find(method, stories(), story(), progress=False)
     both = made.at(span="both").set_index("layer")
     assert made.provenance["reference"]["whole"] > 4
     assert both.loc[4, "high"] < -3
@@ -125,9 +130,11 @@ def test_the_pronoun_is_read_from_the_word_and_its_name_in_the_last_block() -> N
 
 @stories_only
 def test_the_edit_that_the_map_names_takes_the_pronoun_away() -> None:
-    model = wb.load(STORIES)
+    model = stories()
     method = locate.AttentionKnockout(window=2, metric="logit_difference")
     for prompt in story(3):
+        spans = {"both": prompt.meta["spans"]["both"]}
+        prompt = replace(prompt, meta={**prompt.meta, "spans": spans})
         edit = locate.find(method, model, [prompt], progress=False).edit(layer=3, span="both")
         below = replace(
             edit, tensors={f"L{i}.attn_scores": t for i, t in enumerate(edit.tensors.values())}
@@ -142,7 +149,7 @@ def test_the_edit_that_the_map_names_takes_the_pronoun_away() -> None:
 
 @stories_only
 def test_stories260k_has_no_induction_head_and_no_massive_activation() -> None:
-    model = wb.load(STORIES)
+    model = stories()
     heads = locate.find("induction_heads", model, story(), progress=False)
     assert heads.grid().max() < 0.2
     found = locate.find("sinks", model, story(), progress=False)

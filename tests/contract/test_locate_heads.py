@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -173,6 +174,21 @@ def test_padding_that_has_a_token_s_id_is_no_repetition() -> None:
         assert bool(values[0].isfinite().all()) and bool(values[1].isnan().all())
 
 
+def test_what_a_backend_leaves_in_padding_counts_for_nothing() -> None:
+    def change(site: str, value: Tensor) -> Tensor:
+        value = value.clone()
+        value[1, :, :3] = math.nan  # rows of padding
+        value[1, :, 3:, :3] = 0.25
+        return value
+
+    model, prompts = tiny.model(), ["abcabc", "aba"]
+    run = fake_run(real_run(model), change)
+    for name in ("previous_token_heads", "duplicate_token_heads", "attention_flow"):
+        odd, plain = found_on(name, prompts, model, run=run), found_on(name, prompts, model)
+        for measure in plain.measures:
+            np.testing.assert_array_equal(odd.grid(measure), plain.grid(measure))
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_few_cases_at_a_time_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = found_on(name).grid()
@@ -187,6 +203,7 @@ def test_few_cases_at_a_time_give_the_same(name: str, monkeypatch: pytest.Monkey
         locate.AttentionFlow(value_norms=True),
         locate.Sinks(),
         locate.PositionalSymbolic(blocks=3),
+        locate.AttentionKnockout(window=2),
     ],
     ids=lambda method: type(method).__name__,
 )
@@ -194,7 +211,8 @@ def test_whatever_fits_into_memory_is_the_same(
     method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = tiny.tokenizer()("cba", add_special_tokens=False)["input_ids"]
-    prompts = [wb.Prompt(text, meta={"completion": ids}) for text in ("abcde", "cbx.yz1")]
+    texts = ("abcd", "cbx.y")
+    prompts = [wb.Prompt(text, answer="a", meta={"completion": ids}) for text in texts]
     at_once = found_on(method, prompts, tiny.model())
     monkeypatch.setattr(attending, "ROOM", 1)
     singly = found_on(method, prompts, tiny.model())
@@ -217,6 +235,13 @@ def test_whatever_fits_into_memory_is_the_same(
         (locate.Sinks(), ["<bos>"], "single token"),
         (lambda: locate.AttentionKnockout(window=0), None, "cuts no layer"),
         (lambda: locate.AttentionKnockout(rows="everywhere"), None, "unknown"),
+        (
+            locate.AttentionKnockout(rows="span(50, 60)"),
+            [wb.Prompt("ab", answer="a")],
+            "no position",
+        ),
+        (lambda: locate.TokenAlignmentHeads(masked=-1), None, "less than nothing"),
+        (lambda: locate.TokenAlignmentHeads(max_new_tokens=0), None, "less than nothing"),
     ],
 )
 def test_what_cannot_be_done_is_said(method: Any, prompts: Any, said: str) -> None:
@@ -292,6 +317,9 @@ def test_alignments_come_from_the_prompt_where_it_has_them() -> None:
     wrong = {str(t): t for t in range(2)}
     prompts = reversed_prompts(alignment=right)
     assert found_on("token_alignment_heads", prompts, reverser()).grid()[1, 1] == 1
+    half = {t: reversing(t) for t in (0, 3)}
+    made = found_on("token_alignment_heads", reversed_prompts(alignment=half), reverser())
+    assert made.grid()[1, 1] == 1  # of the steps that have a gold
     made = found_on("token_alignment_heads", reversed_prompts(alignment=wrong), reverser())
     assert made.grid()[1, 1] == 0
     assert np.isnan(made.also["steps"].grid()[:, :, 2:]).all()
@@ -342,18 +370,51 @@ def test_masking_the_best_heads_is_shown_beside_random_ones() -> None:
     assert zero == pytest.approx(logprob(edit) - logprob(), abs=1e-4)
     method = locate.TokenAlignmentHeads(masked=1, replace_by="mean")
     edit = found_on(method, reversed_prompts(), model).edit(layer=best["layer"], head=best["head"])
+    site = f"L{best['layer']}.z"
+    outputs = model.run(tokens, record=site)[site][tokens.mask][:, best["head"]].mean(0)
+    torch.testing.assert_close(edit.tensors[f"{site}[head={best['head']}]"]["value"], outputs)
     mean = float(row[row["measure"] == "mean"]["mean"].iloc[0])
     assert mean == pytest.approx(logprob(edit) - logprob(), abs=1e-4)
     assert abs(mean - zero) > 1e-6
     assert "masked" not in found_on(locate.TokenAlignmentHeads(masked=0), reversed_prompts()).also
 
 
+def test_random_heads_are_none_of_the_best() -> None:
+    model, silent = tiny.model(), []
+
+    def run(*arguments: Any, edits: Any = (), **options: Any) -> Trace:
+        silent.append({site for edit in edits for site in edit.sites})
+        return model.run(*arguments, edits=edits, **options)
+
+    made = found_on(locate.TokenAlignmentHeads(masked=3), reversed_prompts(), model, run=run)
+    best, *others = [heads for heads in silent if heads][: 1 + tah.DRAWS]
+    top = made.top(3)[["layer", "head"]].itertuples(index=False)
+    assert best == {f"L{layer}.z[head={head}]" for layer, head in top}
+    assert all(len(heads) == 3 and not heads & best for heads in others)
+    assert len({frozenset(heads) for heads in others}) > 1
+
+
+def test_the_mean_output_of_a_head_leaves_padding_out() -> None:
+    model, texts = tiny.model(), ("abcdefgh", "xy")
+    tokens = model.tokens(list(texts))
+    padding = ~tokens.mask[..., None, None]  # zero on this backend, which is no promise
+    run = fake_run(real_run(model), lambda _, value: value.masked_fill(padding, 9.0))
+    means = tah._mean_outputs(run, tokens, model.dims)
+    outputs = [model.run(text, record="L1.z")["L1.z"][0] for text in texts]
+    torch.testing.assert_close(means[1], torch.cat(outputs).mean(0))
+
+
 @pytest.mark.parametrize(
     ("meta", "said"),
     [
         ({"alignment": {0: 40}}, "alignment"),
+        ({"alignment": {-1: 2}}, "alignment"),
+        ({"alignment": {"first": 2}}, "alignment"),
+        ({"alignment": [2, 3]}, "alignment"),
         ({"source": (3, 99)}, "source"),
+        ({"source": 3}, "source"),
         ({"completion": "text"}, "completion"),
+        ({"completion": None}, "completion"),
     ],
 )
 def test_meta_that_does_not_fit_is_said(meta: dict[str, Any], said: str) -> None:
@@ -458,6 +519,19 @@ def test_a_swap_of_equal_blocks_counts_for_nothing() -> None:
     assert bool(values[0].isnan().all()) and bool(values[1].isfinite().all())
 
 
+def test_swaps_are_those_of_the_prompt_s_own_text() -> None:
+    """All of it by hand, on the shorter of two prompts: 2 blocks of "ab" and "cd" before the last."""
+    method, model = locate.PositionalSymbolic(blocks=2), tiny.model()
+    made = found_on(method, ["xyzuvwrst", "abcde"], model)
+    before, after = (
+        run[0, :, -1, [1, 2, 3, 4]].unflatten(-1, (2, 2)).mean(-1)  # behind the first token
+        for run in (model.run(t, record="L1.pattern")["L1.pattern"] for t in ("abcde", "cdabe"))
+    )
+    for name, turned in (("positional", before), ("symbolic", before.flip(-1))):
+        expected = torch.nn.functional.cosine_similarity(after, turned, dim=-1)
+        torch.testing.assert_close(made.scores.values[name][1, 1], expected)
+
+
 # knockout
 
 KNOCKED = dict(clean=["ab cab cab c", "de fde fde f"], corrupted=["ab cxb cab c", "de fye fde f"])
@@ -525,6 +599,60 @@ def test_named_spans_stand_beside_random_ones() -> None:
     assert made.edit(layer=0, span="end").params["keys"] == "span(9, 12)"
 
 
+def test_cases_with_spans_of_their_own_run_together_and_as_if_alone() -> None:
+    """One forward per layer and name, whatever the spans; a map of one case is a row of that of all."""
+    model, runs = tiny.model(), []
+    spans = [{"word": (1, 3), "end": (4, 6)}, {"word": (5, 9)}, {"word": (1, 3)}]
+    prompts = [
+        wb.Prompt(text, answer="a", meta={"spans": own})
+        for text, own in zip(("abcdef", "de fde fde f", "xyzxyz"), spans, strict=True)
+    ]
+
+    def run(*arguments: Any, **options: Any) -> Trace:
+        runs.append(len(arguments[0]))
+        return model.run(*arguments, **options)
+
+    made = found_on("attention_knockout", prompts, model, run=run)
+    assert runs == [3] * (1 + 2 * 2 * model.n_layers)  # whole, and two names with their controls
+    for row, prompt in enumerate(prompts):
+        alone = found_on("attention_knockout", [prompt], model)
+        for ours, theirs in ((made, alone), (made.also["random span"], alone.also["random span"])):
+            columns = slice(0, len(theirs.scores.axes[1].labels))
+            torch.testing.assert_close(
+                ours.scores.values["change"][row, :, columns],
+                theirs.scores.values["change"][0],
+                atol=1e-5,
+                rtol=1e-4,
+                equal_nan=True,
+            )
+    edit = made.edit(layer=1, span="end")
+    logs = model.run(prompts[0], edits=[edit]).logits[0, -1].log_softmax(-1)
+    plain = model.run(prompts[0]).logits[0, -1].log_softmax(-1)
+    answer = tiny.tokenizer().convert_tokens_to_ids("a")
+    change = float(made.scores.values["change"][0, 1, 1])
+    assert change == pytest.approx(float(logs[answer] - plain[answer]), abs=1e-5)
+    assert abs(change) > 1e-6
+
+
+def test_the_random_span_is_each_prompt_s_own_and_never_the_span_itself() -> None:
+    knockout = importlib.import_module("workbench.locate.attention_knockout")
+    tokens = tiny.model().tokens([f"abcdefgh{last}klmnop" for last in "0123456789"])
+    drawn = [knockout._elsewhere(tokens, row, [(3, 6), None], 0) for row in range(10)]
+    assert len({own[0] for own in drawn}) > 2 and all(own[1] is None for own in drawn)
+    for (start, stop), _ in drawn:
+        assert stop - start == 3 and (stop <= 3 or start >= 6) and start >= 1 and stop < 16
+    other = [knockout._elsewhere(tokens, row, [(3, 6), None], 1) for row in range(10)]
+    assert other != drawn
+    assert knockout._elsewhere(tokens, 0, [(2, 14)], 0) == [None]  # no room
+
+
+@pytest.mark.parametrize("spans", [[(1, 2)], {"all": 3}, {"all": (1.5, 3)}, {"all": (1, 2, 3)}])
+def test_spans_that_are_no_named_pairs_are_refused(spans: Any) -> None:
+    prompt = wb.Prompt(KNOCKED["clean"][0], answer="a", meta={"spans": spans})
+    with pytest.raises(wb.WorkbenchError, match="span"):
+        found_on("attention_knockout", [prompt], tiny.model())
+
+
 @pytest.mark.parametrize("span", [(0, 13), (5, 5), (9, 40)])
 def test_a_span_that_is_no_part_of_the_prompt_is_refused(span: Any) -> None:
     prompt = wb.Prompt(KNOCKED["clean"][0], answer="a", meta={"spans": {"all": span}})
@@ -584,6 +712,28 @@ def test_rollout_multiplies_upper_layers_from_the_left() -> None:
     torch.testing.assert_close(attention_flow.rollout(heads)[1], mixed[1] @ mixed[0])
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_flow_is_what_loops_over_heads_and_keys_give(family: str) -> None:
+    """On a padded row; a query head takes the values of its own group of key-value heads."""
+    model, text = tiny.model(family), "abc?d"
+    made = found_on(locate.AttentionFlow(value_norms=True), ["abcdefgh", text], model)
+    seen = model.run(text, record=["L*.pattern", "L*.v"])
+    pattern, values = seen.stack("pattern")[:, 0], seen.stack("v")[:, 0]
+    layers, heads, width, _ = pattern.shape
+    group = heads // model.dims.n_kv_heads
+    carried, through = torch.zeros(layers, width), torch.eye(width)
+    for layer in range(layers):
+        for head in range(heads):
+            for k in range(width):
+                norm = values[layer, k, head // group].norm()
+                carried[layer, k] += pattern[layer, head, -1, k] * norm
+        through = (pattern[layer].mean(0) + torch.eye(width)) / 2 @ through
+        rolled = made.scores.values["rollout"][1, layer, -width:]
+        torch.testing.assert_close(rolled, through[-1])
+    expected = carried / carried.sum(-1, keepdim=True)
+    torch.testing.assert_close(made.scores.values["value-weighted"][1, :, -width:], expected)
+
+
 def test_attention_is_the_model_s_own() -> None:
     made = found_on("attention_flow", ["abcdefgh", "abc"], tiny.model())
     alone = tiny.model().run("abc", record="L1.pattern")["L1.pattern"][0, :, -1].mean(0)
@@ -623,6 +773,14 @@ def test_entropy_knows_its_ends_and_no_scale() -> None:
     h = sinks.entropy(sinks.spectrum(x))
     torch.testing.assert_close(sinks.entropy(sinks.spectrum(1e4 * x)), h, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(sinks.entropy(sinks.spectrum(1e-4 * x)), h, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("factor", "ratio"), [(1.0, 4 / 2.5), (10.0, 40 / 2.5)])
+def test_the_norm_ratio_is_to_the_middle_of_all_norms(factor: float, ratio: float) -> None:
+    stream = torch.tensor([4.0 * factor, 1.0, 2.0, 3.0])[None, :, None].expand(-1, -1, 9)
+    found = sinks._measures(stream, torch.zeros(1))
+    assert float(found["norm ratio"]) == pytest.approx(ratio)
+    assert float(found["first norm"]) == pytest.approx(12.0 * factor)
 
 
 def test_massive_activations_are_large_in_both_ways() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits as log_loss
 
-from workbench import registry
+from workbench import probes, registry
 from workbench.errors import WorkbenchError
 from workbench.probes.attention_pooled import AttentionPooled
 from workbench.probes.base import Data, FittedProbe, Probe
@@ -19,7 +22,10 @@ from workbench.probes.contrast_consistent import ContrastConsistent
 from workbench.probes.magnitude_mean import MagnitudeMean, exponents
 from workbench.probes.pooling import softmax_weights
 from workbench.probes.quantile import Quantile, pinball
+from workbench.probes.training import Leaves, Loss
 from workbench.probing import cascade, numbers
+from workbench.records import Prompt
+from workbench.tensors import Activations, Fingerprint
 
 D = 12
 
@@ -111,6 +117,90 @@ def test_a_shift_of_all_tokens_moves_the_score_along_the_weight() -> None:
         torch.testing.assert_close(after - before, moved, atol=1e-3, rtol=1e-3)
 
 
+def watched(
+    kind: type[Probe], monkeypatch: pytest.MonkeyPatch, found: Leaves | None = None
+) -> list[tuple[Callable[..., torch.Tensor], dict]]:
+    """The loss and the options of every training that a probe starts; none is run."""
+    calls: list[tuple[Callable[..., torch.Tensor], dict]] = []
+
+    def train(loss: Loss, start: Leaves, *_n: int, **options: object) -> Leaves:
+        calls.append((loss, options))
+        return start if found is None else found
+
+    for name in ("descend", "minimise"):
+        monkeypatch.setattr(sys.modules[kind.__module__], name, train, raising=False)
+    return calls
+
+
+def standardised(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a mean of 0 and a spread of 1 over tokens, and which of them are tokens."""
+    assert data.mask is not None
+    tokens = data.rows[data.mask].double()
+    return (data.rows - tokens.mean(0)) / tokens.std(0, correction=0), data.mask
+
+
+def of_other_sizes(data: Data) -> Data:
+    d = data.rows.shape[-1]
+    return replace(data, rows=data.rows * torch.linspace(0.2, 3.0, d) + torch.arange(d) / 5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, math.inf])
+def test_the_loss_of_attention_by_hand(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, weight = torch.randn(2, D, generator=random(8)).double()
+    leaves = {"query": query.float(), "weight": weight.float(), "bias": torch.tensor(0.7)}
+    calls = watched(AttentionPooled, monkeypatch, leaves)
+    data = of_other_sizes(marked(0, n=40)[0])
+    probe = AttentionPooled(temperature=temperature, l2=0.3, steps=7)
+    raw = probe.fit(data)
+    rows, mask = standardised(data)
+    attention = (rows @ query / temperature).masked_fill(~mask, -torch.inf).softmax(-1)
+    logits = (attention[..., None] * rows).sum(1) @ weight + 0.7
+    size = query.square().sum() + weight.square().sum()
+    ((loss, options),) = calls
+    by_hand = log_loss(logits, data.targets) + 0.3 / 2 * size
+    assert options["steps"] == 7
+    assert float(loss(leaves)) == pytest.approx(float(by_hand), rel=1e-4)
+    assert probe.params == {"temperature": str(temperature)}
+    scores = probe.score(raw, probe.params, data.rows, mask)
+    torch.testing.assert_close(scores.double(), logits, atol=1e-3, rtol=1e-3)
+    seen = probe.attention(raw, probe.params, data.rows, mask)
+    torch.testing.assert_close(seen.double(), attention, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, math.inf])
+def test_the_loss_of_a_cascade_by_hand(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(D, generator=random(8)).double()
+    leaves = {"weight": weight.float(), "bias": torch.tensor(0.7)}
+    calls = watched(Cascade, monkeypatch, leaves)
+    data = of_other_sizes(spans(0, n=40))
+    raw = Cascade(window=30, temperature=temperature, l2=0.3, steps=7).fit(data)
+    rows, mask = standardised(data)
+    by_hand = 0.3 / 2 * weight.square().sum()
+    largest = []
+    for example, length, target in zip(rows, mask.sum(-1).tolist(), data.targets, strict=True):
+        logits = example[:length] @ weight + 0.7
+        smooth = [logits[max(0, t - 29) : t + 1].mean() for t in range(length)]
+        counted = torch.stack(smooth[min(length, 30) - 1 :])  # some are shorter than the window
+        largest.append(counted.max())
+        pooled = {0.0: counted.max(), math.inf: counted.mean()}.get(temperature)
+        if pooled is None:
+            pooled = ((counted / temperature).softmax(-1) * counted).sum()
+        by_hand += log_loss(pooled, target) / len(rows)
+    ((loss, options),) = calls
+    assert options["steps"] == 7
+    assert float(loss(leaves)) == pytest.approx(float(by_hand), rel=1e-4)
+    params = {"window": 30, "smooth": "window"}
+    scores = Cascade.score(raw, params, data.rows, mask).double()
+    torch.testing.assert_close(scores, torch.stack(largest), atol=1e-3, rtol=1e-3)
+
+
+def test_probes_of_tokens_that_are_linear_in_one_have_a_line() -> None:
+    for probe in (AttentionPooled(), Cascade()):
+        weights = {"weight": torch.arange(3.0), "bias": torch.tensor(2.0)}
+        line = probe.line(weights, probe.params)
+        assert line is not None and line[1] == 2.0 and torch.equal(line[0], weights["weight"])
+
+
 # --------------------------------------------------------------------------- contrast-consistent
 
 
@@ -180,8 +270,63 @@ def test_sides_that_only_mark_wording_give_no_sign_and_no_answer() -> None:
     assert torch.equal(sides["weight"], blind["weight"])  # as found
     assert abs(cosine(sides["weight"], direction)) > 0.9
     # read as (true, false) they are found as such: the wording is then the answer
-    auto = ContrastConsistent().fit(replace(data, targets=marks))
-    assert right(auto, data, marks) > 0.97
+    for labels in (marks, 1 - marks):
+        auto = ContrastConsistent().fit(replace(data, targets=labels))
+        assert right(auto, data, labels) > 0.97
+
+
+@pytest.mark.parametrize(
+    ("normalise", "wording"), [("all", 0.0), ("all", 6.0), ("sides", 0.0), ("sides", 6.0)]
+)
+def test_the_loss_of_contrast_pairs_by_hand(
+    normalise: str, wording: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, bias = torch.randn(D, 3, generator=random(1)), torch.tensor([0.3, -1.0, 0.2])
+    weight = weight * torch.tensor([3.0, 1.0, 0.5])
+    calls = watched(ContrastConsistent, monkeypatch, {"weight": weight, "bias": bias})
+    data, _ = asserted(0, n=60, wording=wording)
+    data = replace(data, rows=3 * data.rows + 1, targets=data.targets * torch.nan)
+    raw = ContrastConsistent(normalise, restarts=3, l2=0.2).fit(data)
+    a, b = data.rows.double().view(2, 60, D)
+    apart, middle = (a - b).mean(0), data.rows.double().mean(0)
+    a, b = (a - a.mean(0), b - b.mean(0)) if normalise == "sides" else (a - middle, b - middle)
+    scale = torch.cat([a, b]).var(0, correction=0).mean().sqrt()
+    kept = torch.eye(D).double()
+    if normalise == "sides" and wording:
+        kept -= torch.outer(apart, apart) / apart.square().sum()
+    p, q = (torch.sigmoid((x @ kept / scale) @ weight.double() + bias) for x in (a, b))
+    unsure = torch.where(p < q, p, q)
+    each = ((p - (1 - q)) ** 2 + unsure**2).mean(0) + 0.2 / 2 * (weight**2).sum(0)
+    ((loss, _),) = calls
+    found = loss({"weight": weight, "bias": bias}, torch.arange(60))
+    assert float(found) == pytest.approx(float(each.sum()), rel=1e-4)
+    # the start with the lowest loss, for raw rows
+    best = int(each.argmin())
+    line = kept @ weight[:, best].double() / scale
+    assert best > 0
+    torch.testing.assert_close(raw["weight"].double(), line, atol=1e-5, rtol=1e-4)
+    assert float(raw["bias"]) == pytest.approx(float(bias[best] - line @ middle), abs=1e-3)
+
+
+def test_bad_rows_and_constant_labels_of_pairs_are_refused() -> None:
+    data, _ = asserted(0, n=20)
+    spoilt = data.rows.clone()
+    spoilt[3, 2] = math.nan
+    unknown = torch.full_like(data.targets, torch.nan)
+    with pytest.raises(WorkbenchError, match="NaN or infinite"):
+        ContrastConsistent().fit(replace(data, rows=spoilt, targets=unknown))
+    unknown[:2] = 1.0
+    with pytest.raises(WorkbenchError, match="needs two classes"):
+        ContrastConsistent().fit(replace(data, targets=unknown))
+    ContrastConsistent(l2=0.0, epochs=2).fit(data)
+
+
+def test_the_weight_is_orthogonal_to_a_wording() -> None:
+    data, _ = asserted(0)
+    a, b = data.rows.view(2, 150, D)
+    for epochs in (3, 100):
+        found = ContrastConsistent(restarts=2, epochs=epochs).fit(data)["weight"]
+        assert abs(cosine(found, (a - b).mean(0))) < 1e-5
 
 
 def test_pairs_of_true_and_false_without_a_wording_are_found() -> None:
@@ -258,6 +403,109 @@ def test_quantiles_cover_held_out_numbers_and_widen_where_the_numbers_do() -> No
     assert torch.equal(probe.score(weights, probe.params, held.rows), found[0.5])
 
 
+@pytest.mark.parametrize("kind", [Quantile, MagnitudeMean, ContrastConsistent])
+def test_options_of_the_training_loop_reach_it(
+    kind: type[Quantile | MagnitudeMean | ContrastConsistent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = watched(kind, monkeypatch)
+    given = {"epochs": 7, "lr": 0.5, "patience": 3, "seed": 4}
+    if kind is not ContrastConsistent:
+        given |= {"weight_decay": 0.7, "batch": 5, "halve": 9, "held_out": 0.3}
+    kind(**given).fit(asserted(0)[0] if kind is ContrastConsistent else wide(0, 60))
+    for _, options in calls:
+        assert given.items() <= options.items()
+    assert len(calls) == (2 if kind is MagnitudeMean else 1)
+
+
+def test_seeds_and_sizes_of_networks_count() -> None:
+    data = wide(0, 60)
+    for kind, net in ((Quantile, ""), (MagnitudeMean, "value.")):
+        few = [kind(hidden=5, epochs=1, seed=seed).fit(data) for seed in (0, 0, 1)]
+        name = f"{net}weight"
+        assert few[0][name].shape[0] == 5 and torch.equal(few[0][name], few[1][name])
+        assert not torch.allclose(few[0][name], few[2][name], atol=0.1)
+    few = [
+        ContrastConsistent(restarts=1, epochs=1, seed=seed).fit(asserted(0)[0]) for seed in (0, 1)
+    ]
+    assert abs(cosine(few[0]["weight"], few[1]["weight"])) < 0.9
+
+
+def test_networks_of_numbers_start_at_the_targets_own_distribution() -> None:
+    data = wide(0, 200)
+    data = replace(data, rows=data.rows + 7)
+    probe = Quantile(epochs=1, lr=1e-9)
+    found = probe.spread(probe.fit(data), probe.params, data.rows[:1])
+    for level, value in found.items():
+        assert float(value) == pytest.approx(float(data.targets.quantile(level)), rel=1e-3)
+    start = MagnitudeMean(epochs=1, lr=1e-9, hidden=0).fit(data)
+    powers = exponents(data.targets)
+    torch.testing.assert_close(start["bias"], powers.bincount().add(1).log().float())
+    every = torch.arange(3)
+    factors = (data.targets[:, None] / 10.0**every).clamp(-10, 10)
+    assert float(start["value.bias"]) == pytest.approx(float(factors.mean()), rel=1e-4)
+
+
+def test_the_published_sizes_are_those_of_the_source() -> None:
+    shared = {"hidden": 512, "epochs": 600, "lr": 1e-5, "patience": 200, "halve": 100}
+    for probe, own in (
+        (Quantile.published(), {"weight_decay": 0.1}),
+        (MagnitudeMean.published(), {"weight_decay": 1.0, "everywhere": False, "top": 3}),
+    ):
+        assert {name: getattr(probe, name) for name in (*shared, *own)} == {**shared, **own}
+        assert type(probe).published(lr=0.1, hidden=3, halve=5).halve == 5
+        assert type(probe).published(lr=0.1).lr == 0.1
+    assert Quantile().levels == (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_the_losses_of_both_heads_by_hand(
+    everywhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = watched(MagnitudeMean, monkeypatch)
+    g = random(0)
+    rows = torch.randn(60, 3, generator=g) * torch.tensor([0.5, 1.0, 4.0]) + 2
+    y = 10 ** (1.2 + 0.8 * (rows[:, 1].double() - 2)) * rows[:, 0].double().sub(2).sign()
+    MagnitudeMean(everywhere, hidden=0).fit(Data(rows, y))
+    z, power = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double(), exponents(y)
+    every = torch.arange(int(power.min()), int(power.max()) + 1)
+    assert len(every) > 2 and float((y[:, None] / 10.0**every).abs().max()) > 10
+    chosen = torch.tensor([4, 50, 7, 22, 31])
+    weight, bias = torch.randn(len(every), 3, generator=g), torch.randn(len(every), generator=g)
+    logits = z[chosen] @ weight.double().T + bias
+    right = logits[torch.arange(5), (power - every[0])[chosen]]
+    expected = 100 * (logits.logsumexp(-1) - right).mean()
+    found = calls[0][0]({"weight": weight, "bias": bias}, chosen)
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+    weight, bias = torch.randn(1, 4, generator=g), torch.tensor([0.7])
+    said = (z[chosen] @ weight[0, :3].double())[:, None] + bias
+    said = said + weight[0, 3] * (every - every.double().mean())
+    error = (said - (y[chosen, None] / 10.0**every).clamp(-10, 10)).square()
+    asked = torch.ones_like(error).bool() if everywhere else every == power[chosen, None]
+    found = calls[1][0]({"weight": weight, "bias": bias}, chosen)
+    assert float(found) == pytest.approx(50 * float(error[asked].mean()), rel=1e-4)
+
+
+def test_heads_of_a_number_are_folded_back_to_raw_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, data = random(0), wide(0, 60)
+    data = replace(data, rows=4 * data.rows + 3)
+    heads = [
+        {"weight": torch.randn(3, 6, generator=g), "bias": torch.randn(3, generator=g)},
+        {"weight": torch.randn(1, 7, generator=g), "bias": torch.tensor([2.0])},
+    ]
+    left = iter(heads)
+    monkeypatch.setattr(
+        sys.modules[MagnitudeMean.__module__], "descend", lambda *_a, **_k: next(left)
+    )
+    probe = MagnitudeMean(hidden=0, top=1)
+    assert probe.params == {"top": 1}
+    found = probe.score(probe.fit(data), probe.params, data.rows)
+    z = (data.rows - data.rows.mean(0)) / data.rows.std(0, correction=0)
+    power = (z @ heads[0]["weight"].T + heads[0]["bias"]).argmax(-1)
+    factor = torch.cat([z, power[:, None] - 1.0], -1) @ heads[1]["weight"][0] + 2
+    torch.testing.assert_close(found, factor * 10.0**power, rtol=1e-3, atol=1e-3)
+
+
 def test_crossing_quantiles_are_counted_and_sorted_on_request() -> None:
     weights = {"weight": torch.tensor([[0.0], [1.0], [0.0]]), "bias": torch.tensor([-1.0, 0, 1])}
     params = {"levels": [0.25, 0.5, 0.75], "sort": False}
@@ -272,6 +520,13 @@ def test_crossing_quantiles_are_counted_and_sorted_on_request() -> None:
 
 
 def test_coverage_by_hand() -> None:
+    ends = {0.9: torch.ones(3), 0.1: torch.zeros(3), 0.7: torch.ones(3), 0.3: 0.5 * torch.ones(3)}
+    found = numbers.coverage(ends, torch.tensor([0.0, 0.5, 1.0]))
+    assert found == {0.4: pytest.approx(2 / 3), 0.8: 1.0} and list(found) == [0.4, 0.8]
+    assert numbers.crossing_rate({0.9: torch.ones(2), 0.1: torch.zeros(2)}) == 0.0
+    assert (
+        numbers.crossing_rate({0.1: torch.ones(2), 0.9: torch.ones(2)}) == 0.0
+    )  # level, not crossed
     spread = {0.25: torch.tensor([0.0, 0, 0, 0]), 0.5: torch.zeros(4), 0.75: torch.ones(4)}
     assert numbers.coverage(spread, torch.tensor([0.5, 1.0, 2.0, -1.0])) == {0.5: 0.5}
     with pytest.raises(WorkbenchError, match="no central interval"):
@@ -282,6 +537,9 @@ def test_exponents_hold_at_powers_of_ten_and_zero_takes_the_smallest() -> None:
     powers = torch.tensor([10.0**k for k in range(-3, 9)], dtype=torch.float64)
     assert exponents(powers).tolist() == list(range(-3, 9))
     assert exponents(-powers).tolist() == list(range(-3, 9))
+    under = torch.nextafter(powers, torch.zeros_like(powers))  # whose logarithm rounds up
+    assert exponents(under).tolist() == list(range(-4, 8))
+    assert exponents(torch.tensor([0.0, 420.0, 1e5], dtype=torch.float64)).tolist() == [2, 2, 5]
     below = torch.tensor([9.999999, 999.99999, 0.0, 42.0], dtype=torch.float64)
     assert exponents(below).tolist() == [0, 2, 0, 1]
 
@@ -498,6 +756,24 @@ def test_what_is_not_escalated_is_never_flagged() -> None:
     assert everything.run(torch.tensor([-1.0, 1.0]), "ab").flagged.tolist() == [False, True]
 
 
+def test_shares_of_a_cascade_by_hand_are_shares_with_intervals_of_shares() -> None:
+    flagged = torch.tensor([True, True, False, True, True])
+    found = cascade.Outcome(torch.zeros(5), torch.ones(5).bool(), torch.zeros(5), flagged, 1.0)
+    targets = [1, 1, 1, 0, 0]
+    shares = found.recall(targets), found.false_alarms(targets), found.rate
+    assert [share.n for share in shares] == [3, 2, 5]
+    assert [share.mean for share in shares] == pytest.approx([2 / 3, 1.0, 1.0])
+    for share in shares:  # that all of a few were is no proof that all are
+        assert 0 <= share.low < 0.95 and share.mean <= share.high <= 1
+
+
+def test_scores_at_the_threshold_and_at_the_decision_count() -> None:
+    both = cascade.Cascade(lambda items: [1.0] * len(items), 1.0, decision=1.0, mix=(0.5, 0.5))
+    found = both.run(torch.tensor([1.0, 0.99]), "ab")
+    assert found.escalated.tolist() == [True, False] == found.flagged.tolist()
+    assert float(found.final[1]) == -math.inf and found.cost == 0.5
+
+
 def test_the_classifier_is_asked_only_what_passes() -> None:
     seen: list[str] = []
 
@@ -515,8 +791,10 @@ def test_a_threshold_for_a_rate_lets_no_more_through() -> None:
     for rate, through in ((0.0, 0), (0.1, 1), (0.2, 1), (0.3, 1), (0.4, 4), (0.5, 5), (1.0, 10)):
         threshold = cascade.threshold_for(scores, rate)
         assert int((scores >= threshold).sum()) == through
-    with pytest.raises(WorkbenchError, match="no such share"):
-        cascade.threshold_for(scores, 1.5)
+    assert cascade.threshold_for(torch.arange(100.0), 0.29) == 71.0  # 0.29 x 100 is below 29
+    for bad, rate in ((scores, 1.5), (scores, -0.1), (scores[:0], 0.5)):
+        with pytest.raises(WorkbenchError, match="no such share"):
+            cascade.threshold_for(bad, rate)
     with pytest.raises(WorkbenchError, match="1 NaN"):
         cascade.threshold_for(torch.tensor([0.0, math.nan]), 0.5)
 
@@ -547,6 +825,8 @@ def test_rows_of_another_origin_are_read_alike(probe: Probe, data: Data) -> None
         ([1.0, float("nan")], {}, [0.0], "without NaN"),
         ([1.0], {}, [0.0], "1 scores, 2 items"),
         ([1.0, 2.0], {"costs": (-1.0, 1.0)}, [0.0, 0.0], "costs of 0 or more"),
+        ([1.0, 2.0], {"costs": (0.0, math.inf)}, [0.0, 0.0], "costs of 0 or more"),
+        ([1.0, 2.0], {"decision": math.nan}, [0.0, 0.0], "threshold is NaN"),
         ([1.0, 2.0], {"threshold": float("nan")}, [0.0, 0.0], "threshold is NaN"),
         ([1.0, 2.0], {}, [0.0], "no logit for some items"),
         ([1.0, 2.0], {}, [0.0, float("nan")], "no logit for some items"),
@@ -592,6 +872,10 @@ def test_targets_and_streams_of_another_size_are_refused() -> None:
         (Quantile(held_out=1.0), "held_out"),
         (Quantile(lr=0.0), "lr"),
         (MagnitudeMean(top=0), "top"),
+        (MagnitudeMean(hidden=-1), "hidden"),
+        (Cascade(l2=-1.0), "out of range"),
+        (Quantile(levels=(0.5, 1.0)), "between 0 and 1"),
+        (Quantile(levels=(0.5, 0.5)), "rising"),
         (MagnitudeMean(epochs=-2), "epochs"),
     ],
 )
@@ -623,3 +907,14 @@ def test_it_is_registered_with_its_source_in_its_text(name: str) -> None:
     module = __import__(entry.cls.__module__, fromlist=["x"])
     assert entry.citation.url in (module.__doc__ or "")
     assert "Differs from the paper:" in (module.__doc__ or "")
+
+
+@pytest.mark.parametrize("method", ["logistic", "lda", "ridge"])
+def test_a_warning_names_the_line_that_called_the_library(method: str) -> None:
+    rows = torch.randn(8, 20, generator=random(0))
+    prompts = tuple(Prompt(text=f"text {i}", label=i % 2) for i in range(8))
+    model = Fingerprint("planted", "llama", 20, 2, "abc")
+    acts = Activations({"L1.resid_post": rows}, prompts, (3,) * 8, "last", model)
+    with pytest.warns(UserWarning, match="20 features and only 8 rows") as said:
+        probes.fit(method, acts)
+    assert {warning.filename for warning in said} == {__file__}

@@ -229,3 +229,19 @@ def test_what_people_see(screen: tuple[Any, Any]) -> None:
         assert path.stat().st_size > 10_000
         page.get_by_role("tab", name="most active tokens").click()
         mounted.shot(f"head-board-active-{name}")
+
+
+def test_the_list_stands_beside_the_board_in_a_column_of_text(screen: tuple[Any, Any]) -> None:
+    page, _ = screen
+    size = page.viewport_size
+    mounted = Mounted(page, board())
+    mounted.settled()
+    try:
+        page.set_viewport_size({"width": 806, "height": 900})
+        page.wait_for_timeout(200)
+        assert mounted.root.evaluate("e => e.clientWidth") <= 800
+        top = "e => e.getBoundingClientRect().top"
+        both = [page.locator(one).first.evaluate(top) for one in (".wb-grid", ".wb-cells")]
+        assert both[0] == both[1]
+    finally:
+        page.set_viewport_size(size)

@@ -208,3 +208,22 @@ def test_what_people_see(screen: tuple[Any, Any]) -> None:
         page.locator("canvas").hover(position={"x": 300, "y": 80})
         path = mounted.shot(f"patch-grid-{'dark' if dark else 'light'}")
         assert path.stat().st_size > 10_000
+
+
+def test_the_whole_map_is_in_sight_where_there_is_little_room(screen: tuple[Any, Any]) -> None:
+    page, seen = screen
+    mounted = Mounted(page, grid())
+    mounted.settled()
+    wide = mounted.until(lambda: mounted.debug()["plan"])
+    try:
+        page.set_viewport_size({"width": 380, "height": 760})
+        mounted.until(lambda: mounted.debug()["plan"]["cellWidth"] < wide["cellWidth"])
+        plan = mounted.debug()["plan"]
+        assert plan["fullWidth"] <= mounted.root.evaluate("e => e.clientWidth")
+        last = len(mounted.widget.meta["axes"][-1]["labels"]) - 1
+        click(mounted, 0, last)
+        mounted.until(lambda: mounted.widget.spec["place"] == [0, last])
+    finally:
+        page.set_viewport_size({"width": 1100, "height": 760})
+    mounted.until(lambda: mounted.debug()["plan"]["cellWidth"] == wide["cellWidth"])
+    assert seen.errors == []

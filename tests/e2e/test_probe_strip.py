@@ -267,6 +267,19 @@ def test_accessible(page: Any) -> None:
         assert page.evaluate(AXE) == []
 
 
+def test_the_curve_follows_the_width(page: Any) -> None:
+    mounted = Mounted(page, strip(max_new_tokens=24))
+    mounted.settled()
+    size = page.viewport_size
+    fits = "e => e.scrollWidth <= e.clientWidth + 1"
+    chart = page.locator("section.base .chart")
+    try:
+        page.set_viewport_size({"width": 420, "height": size["height"]})
+        mounted.until(lambda: chart.evaluate(fits))
+    finally:
+        page.set_viewport_size(size)
+
+
 def test_what_people_see(page: Any) -> None:
     for dark in (False, True):
         widget = strip()

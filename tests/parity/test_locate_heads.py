@@ -34,6 +34,11 @@ def bridged(which: str) -> wb.Model:
     return wb.load(FOLDER, backend="transformer_lens")
 
 
+@cache
+def plain(which: str) -> wb.Model:
+    return tiny.model("gpt2") if which == "gpt2" else wb.load(FOLDER)
+
+
 @pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize(("which", "text"), [("stories", STORY), ("gpt2", LETTERS)])
 def test_shares_are_those_of_the_head_detector(which: str, text: str, detector: str) -> None:
@@ -43,8 +48,7 @@ def test_shares_are_those_of_the_head_detector(which: str, text: str, detector: 
     bridge: Any = model.unwrap()
     assert bridge.to_tokens(text)[0].tolist() == model.tokens(text).ids[0].tolist()
     theirs = detect_head(bridge, text, detector)  # pyright: ignore[reportArgumentType]
-    plain = tiny.model("gpt2") if which == "gpt2" else wb.load(FOLDER)
-    ours = locate.find(DETECTORS[detector], plain, text, progress=False).grid("share")
+    ours = locate.find(DETECTORS[detector], plain(which), text, progress=False).grid("share")
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
     assert ours.std() > 1e-4
 

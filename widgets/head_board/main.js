@@ -1,13 +1,16 @@
 import { mount } from "../js/base.js";
 import { cells } from "../js/cells.js";
 import { h, visible } from "../js/dom.js";
+import { csv } from "../js/export.js";
 import { grid } from "../js/grid.js";
 import { gridsCsv, gridSvg } from "../js/grid_files.js";
 import { bar, span, stacked, words } from "../js/intervals.js";
 import { nextGrid } from "../js/next_tokens.js";
+import { redrawWhenResized } from "../js/work.js";
+import { fitted } from "../patch_grid/shown.js";
 import { activePanel } from "./active.js";
 import { openedPanel } from "./opened.js";
-import { board, isOpen, listed, picked, ranked, runNames, scoreOf } from "./shown.js";
+import { activeTable, board, isOpen, listed, picked, ranked, runNames, scoreOf } from "./shown.js";
 
 const TABS = { heads: "heads", active: "most active tokens" };
 
@@ -25,6 +28,7 @@ const heads = {
     view.first = h("div", {}, h("div", { class: "wb-row" }, view.score.element, view.prompt.element),
       h("div", { class: "wb-pair" }, view.grid.element, view.list.element), view.opened.element);
     view.body.append(h("div", { class: "wb-tabs", role: "tablist", "aria-label": "shown" }, ...view.tabs), view.first, view.active.element);
+    redrawWhenResized(view);
     view.on("change:selection", () => follow(view));
   },
   draw(view, frame) {
@@ -36,21 +40,27 @@ const heads = {
     view.prompt.select.value = String(spec.prompt);
     view.prompt.select.disabled = !view.live;
     view.picture = board(frame, meta, score, spec.head);
-    view.grid.paint(view.picture);
+    view.grid.paint(fitted(view.picture, view.room));
     sorted(view, frame, score);
     view.opened.draw(frame);
     view.active.draw(frame);
   },
   pick: (sweep, spec, view) => picked(sweep, spec, view.cached("data")),
   pictures: (view) => ({
-    svg: () => stacked([view.grid.svg(), ...(view.drawnPattern ? [view.opened.pattern.svg()] : []), ...nexts(view).map((one) => gridSvg(one, "next token"))]),
-    csv: () => gridsCsv([view.grid.picture, ...(view.drawnPattern ? [view.opened.pattern.picture] : []), ...nexts(view)]),
+    svg: () => stacked([gridSvg(whole(view), "heads by layers"), ...(view.drawnPattern ? [view.opened.pattern.svg()] : []), ...nexts(view).map((one) => gridSvg(one, "next token"))]),
+    csv: () => (tabOf(view) === "active" ? csv(activeTable(view.frame.examples)) : gridsCsv([whole(view), ...(view.drawnPattern ? [view.opened.pattern.picture] : []), ...nexts(view)])),
   }),
   debug: (view) => (view.picture ? {
     drawn: view.picture.values, unit: view.picture.unit, plan: view.grid.plan, order: view.order.map(({ layer, head }) => [layer, head]),
     pattern: view.drawnPattern?.values ?? null, opened: isOpen(view.frame, view.spec) ? view.frame.opened ?? null : null, tab: tabOf(view),
   } : {}),
 };
+
+/** The board for a file, which has its numbers whatever fits on the page. */
+function whole(view) {
+  const { texts, cellWidth } = fitted(view.picture, 0);
+  return { ...view.grid.picture, texts, cellWidth };
+}
 
 const tabOf = (view) => (view.model.get("view")?.tab === "active" ? "active" : "heads");
 

@@ -29,7 +29,7 @@ export function board(frame, meta, score, head) {
     rows: meta.layers.map(String).reverse(), cols: Array.from({ length: across }, (_, i) => String(i)),
     values: { shape: [count, across], values }, scale, unit: `${about.name}, ${about.unit}`,
     texts: (r, c) => brief(values[r * across + c], scale),
-    rowName: "layer", colName: "head", cellWidth: 46, cellHeight: 21,
+    rowName: "layer", colName: "head", cellWidth: 40, cellHeight: 21, textsAreValues: true,
     marks: (r, c) => Boolean(head) && count - 1 - r === head[0] && c === head[1],
     chosen: head ? { row: count - 1 - head[0], col: head[1] } : {},
     say: (r, c) => `layer ${count - 1 - r} head ${c}: ${said(of(r, c))} ${about.unit}`,
@@ -90,4 +90,11 @@ export function warmth(value, rows) {
   const all = rows.flatMap((row) => row.values), most = Math.max(0, ...all), least = Math.min(0, ...all);
   if (!Number.isFinite(value) || value === 0) return { side: "none", share: 0 };
   return value > 0 ? { side: "hot", share: value / most } : { side: "cold", share: value / least };
+}
+
+/** The most active tokens for a file: a line for each token that is shown. */
+export function activeTable(found) {
+  const lines = (found?.rows ?? []).flatMap(({ prompt, at, before, pieces, values }) =>
+    pieces.map((text, i) => [prompt, before + i, text, values[i], i === at ? 1 : 0]));
+  return [["prompt", "token", "text", found?.unit ?? "activation", "strongest"], ...lines];
 }

@@ -10,7 +10,7 @@ import { css, diverging, sequential } from "./palette.js";
 const STYLE = `
 .wb-grid { position: relative; max-width: 100% }
 .wb-grid-head { display: flex; gap: 10px; align-items: center; font-size: 11px; color: var(--wb-quiet); margin: 2px 0 }
-.wb-grid-head button { font-size: 11px; padding: 0 6px; margin-left: auto }
+.wb-grid-head button { font-size: 11px; padding: 0 6px; margin-left: auto; white-space: nowrap }
 .wb-grid-bar { width: 110px; height: 9px; border-radius: 2px }
 .wb-grid-scroll { overflow: auto; max-width: 100% }
 .wb-grid-scroll canvas { position: sticky; left: 0; top: 0; display: block; cursor: crosshair; outline-offset: -2px !important }
@@ -75,7 +75,7 @@ function coloursOf(values, scale) {
  * `paint` takes {rows, cols: [labels], values: {shape: [r, c], values}, scale: {kind: "sequential"|"diverging",
  *   lo, hi, log: colours by the logarithm, reverse: low is bright}, and optionally texts: [[string]] | (r, c) => string, rowName, colName, unit: words beside the
  *   colour bar, marks: (r, c) => bool (outlined), chosen: {row, col} (labels in the accent colour),
- *   tip: (r, c) => string (hover, lines by \n), say: (r, c) => string (screen reader), cellWidth, cellHeight}.
+ *   tip: (r, c) => string (hover, lines by \n), say: (r, c) => string (screen reader), cellWidth, cellHeight, textsAreValues: the table has the value alone}.
  *   Rows are drawn from the top in the order given. Labels and texts are shown as they are: use `visible` on tokens.
  */
 export function grid(view, { label, onCursor, onSelect, maxHeight = 620 }) {

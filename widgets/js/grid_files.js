@@ -79,7 +79,8 @@ function lines({ shape: [rows, cols], rows: rowLabels, cols: colLabels, numbers,
 
 /** The same as a table of the page, for those who cannot see colours or a canvas. */
 export function gridTable(picture) {
-  const { shape: [rows, cols], rows: rowLabels, cols: colLabels, numbers, texts, rowName } = picture;
+  const { shape: [rows, cols], rows: rowLabels, cols: colLabels, numbers, rowName } = picture;
+  const texts = picture.textsAreValues ? null : picture.texts;
   const most = Math.max(1, Math.floor(MOST_IN_TABLE / Math.max(1, cols)));
   const head = h("tr", {}, h("th", { scope: "col" }, rowName), ...colLabels.slice(0, cols).map((label) => h("th", { scope: "col" }, String(label))));
   const body = Array.from({ length: Math.min(rows, most) }, (_, r) => h("tr", {}, h("th", { scope: "row" }, String(rowLabels[r])),

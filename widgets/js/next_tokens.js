@@ -5,21 +5,21 @@ import { colourOf } from "./grid.js";
 import { words } from "./intervals.js";
 
 const STYLE = `
-.wb-next { overflow-x: auto; max-width: 100% }
+.wb-next { overflow-x: auto; max-width: 100%; --wb-wide: 84px } /* of a probability of 1 */
 .wb-next table { border-collapse: collapse; font-size: 12px }
 .wb-next th, .wb-next td { padding: 2px 10px 2px 0; text-align: left; font-weight: 400; vertical-align: baseline }
 .wb-next thead th { color: var(--wb-quiet); border-bottom: 1px solid var(--wb-line); max-width: 11em }
-.wb-next td { font-variant-numeric: tabular-nums; min-width: 92px }
+.wb-next td { font-variant-numeric: tabular-nums; min-width: calc(var(--wb-wide) + 8px) }
 .wb-next tbody tr.wb-marked th { font-weight: 600 }
 .wb-next tbody tr.wb-sum > * { border-top: 1px solid var(--wb-line); color: var(--wb-quiet) }
 .wb-next .wb-mark { color: var(--wb-quiet); font-weight: 400; margin-left: 6px }
-.wb-next i { display: block; height: 4px; border-radius: 2px; margin-top: 1px; background: var(--wb-run) }
+.wb-next i { display: block; width: max(1px, var(--wb-wide) * var(--wb-p)); height: 4px; border-radius: 2px; margin-top: 1px; background: var(--wb-run) }
 .wb-next [data-run="0"] { --wb-run: light-dark(#767676, #a0a0a0) }
 .wb-next [data-run="1"] { --wb-run: light-dark(#0072b2, #56b4e9) }
 .wb-next [data-run="2"] { --wb-run: light-dark(#009e73, #2fc494) }
-.wb-next [data-run="3"] { --wb-run: light-dark(#d55e00, #e69f00) }`;
+.wb-next [data-run="3"] { --wb-run: light-dark(#d55e00, #e69f00) }
+@container (max-width: 520px) { .wb-next table { --wb-wide: 52px } }`;
 
-const WIDE = 84; // px of a probability of 1
 const COLOUR = { base: 0, source: 1, corrupted: 1, patched: 2, edited: 3 };
 
 /** @returns {{element: HTMLElement, show: (found: any, names: string[]) => void}} `found` as widgets/next_tokens.py makes it */
@@ -41,7 +41,7 @@ function titleOf({ text, mark, own }) {
   return mark ? [shown, h("span", { class: "wb-mark" }, mark)] : [shown];
 }
 
-const cell = (p, run) => h("td", { dataset: { run } }, p.toFixed(3), h("i", { style: { width: `${Math.max(1, WIDE * p).toFixed(1)}px` } }));
+const cell = (p, run) => h("td", { dataset: { run } }, p.toFixed(3), h("i", { style: { "--wb-p": p.toFixed(4) } }));
 
 /** Rows below the tokens: the logit difference with its interval, and the divergence from the base. */
 function sums({ difference, kl }) {

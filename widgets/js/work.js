@@ -14,3 +14,18 @@ export function redrawWhenItEnds(view) {
     view.redraw();
   });
 }
+
+/** Draw again when the widget has become wider or narrower; `view.room` is its width in px, 0 before it has one. */
+export function redrawWhenResized(view) {
+  view.room = 0;
+  if (!globalThis.ResizeObserver) return;
+  const observer = new ResizeObserver(() => {
+    // hidden for a while: it will come back
+    const now = view.body.clientWidth || view.room;
+    if (now === view.room) return;
+    view.room = now;
+    view.redraw();
+  });
+  observer.observe(view.body);
+  view.atEnd(() => observer.disconnect());
+}

@@ -4,9 +4,9 @@ import { grid } from "../js/grid.js";
 import { gridsCsv, gridSvg } from "../js/grid_files.js";
 import { stacked } from "../js/intervals.js";
 import { nextGrid } from "../js/next_tokens.js";
-import { busy, redrawWhenItEnds } from "../js/work.js";
+import { busy, redrawWhenItEnds, redrawWhenResized } from "../js/work.js";
 import { openedPanel } from "./opened.js";
-import { chosen, openedOf, panelOf, picked, picture, placeAt, runNames } from "./shown.js";
+import { chosen, fitted, openedOf, panelOf, picked, picture, placeAt, runNames } from "./shown.js";
 
 const patches = {
   name: "patch_grid",
@@ -18,6 +18,7 @@ const patches = {
     view.again = h("button", { type: "button", hidden: true }, "Run the method again");
     view.listen(view.again, "click", () => view.ask({ go: (view.spec.go ?? 0) + 1 }));
     redrawWhenItEnds(view);
+    redrawWhenResized(view);
     view.body.append(view.again, view.menus, view.about, h("div", { class: "wb-pair" }, h("div", { class: "wb-map" }, view.grid.element), view.opened.element));
   },
   draw(view, frame) {
@@ -26,20 +27,26 @@ const patches = {
     menus(view, about);
     view.about.textContent = meta.caption;
     view.picture = picture(frame, meta, about, spec);
-    view.grid.paint(view.picture);
+    view.grid.paint(fitted(view.picture, view.room));
     view.opened.draw(frame);
   },
   // its first run failed or was cancelled
   empty(view) { view.again.hidden = !view.live || busy(view); },
   pick: (sweep, spec, view) => picked(sweep, spec, view.cached("data")),
   pictures: (view) => ({
-    svg: () => stacked([view.grid.svg(), ...nexts(view).map((one) => gridSvg(one, "next token"))]),
-    csv: () => gridsCsv([view.grid.picture, ...nexts(view)]),
+    svg: () => stacked([gridSvg(whole(view), "places of the model"), ...nexts(view).map((one) => gridSvg(one, "next token"))]),
+    csv: () => gridsCsv([whole(view), ...nexts(view)]),
   }),
   debug: (view) => (view.picture ? {
     drawn: view.picture.values, unit: view.picture.unit, plan: view.grid.plan, opened: openedOf(view.frame, view.spec), chosen: chosen(view.meta, view.model.get("view")),
   } : {}),
 };
+
+/** The map for a file, which has its numbers whatever fits on the page. */
+function whole(view) {
+  const { texts, cellWidth } = fitted(view.picture, 0);
+  return { ...view.grid.picture, texts, cellWidth };
+}
 
 /** What the runs of the opened place say, for a file. */
 function nexts(view) {

@@ -1,9 +1,11 @@
 // From a frame to what the grid paints and what an opened place says. No elements here.
 
 import { short, visible } from "../js/dom.js";
+import { layout, textWidth } from "../js/grid_canvas.js";
 import { span, words } from "../js/intervals.js";
 import { nearest } from "../js/nearest.js";
 
+const LEAST = 30, NARROWEST = 10; // px; below the first a grid turns its column labels upright
 const same = (a, b) => JSON.stringify(a ?? null) === JSON.stringify(b ?? null);
 const bounded = (value, count) => Math.max(0, Math.min(count - 1, Number(value) || 0));
 // a position is written with its token as Python writes a text
@@ -47,12 +49,27 @@ export function picture(frame, meta, about, spec) {
     values: { shape: [rows, cols], values },
     texts: cols <= 60 ? (r, c) => brief(values[r * cols + c], scale) : null,
     scale, unit: `${measure.name}, ${measure.unit}${one ? `, case ${spec.case}` : ""}`,
-    rowName: down.name, colName: across.name, cellWidth: 40, cellHeight: 21,
+    rowName: down.name, colName: across.name, cellWidth: 40, cellHeight: 21, textsAreValues: true,
     marks: (r, c) => here && c === place[n - 1] && (n === 1 || rowOf(rows, r) === place[n - 2]),
     chosen: here ? { row: n > 1 ? rowOf(rows, place[n - 2]) : 0, col: place[n - 1] } : {},
     say: (r, c) => `${where(r, c)}: ${measure.name} ${value(r, c)}`,
     tip: (r, c) => `${where(r, c)}\n${measure.name} ${value(r, c)}\n${one ? `case ${spec.case}` : `${frame.n.values[at(r, c)]} cases, 95 % interval`}`,
   };
+}
+
+/**
+ * What `grid.paint` takes, its cells so narrow that all columns fit in `room` px: as narrow as the longest number,
+ * or colours alone, which the mouse and the arrows read out.
+ */
+export function fitted(picture, room) {
+  const { values: { shape: [rows, cols] }, texts } = picture;
+  let longest = 0;
+  for (let r = 0; texts && r < rows; r++) for (let c = 0; c < cols; c++) longest = Math.max(longest, texts(r, c).length);
+  const need = Math.max(LEAST, textWidth(longest) - 4), usual = Math.max(picture.cellWidth, need);
+  const { gutter } = layout({ ...picture, shape: [rows, cols] }, room, Infinity);
+  const most = room ? Math.floor((room - gutter - 1) / cols) : Infinity;
+  if (texts && need <= most) return { ...picture, cellWidth: usual <= most ? usual : need };
+  return { ...picture, texts: null, cellWidth: Math.max(NARROWEST, Math.min(LEAST - 2, most)) };
 }
 
 /** A number as a narrow cell writes it: decimals that matter on this scale. */
@@ -110,7 +127,7 @@ export function patchWords(found) {
   if (clean) said.push(`token ${list(clean)}${corrupted ? ` in the clean prompt, ${list(corrupted)} in the corrupted one` : ""}`);
   if (found.runs.includes("patched")) said.push(`${found.site}: ${found.direction === "denoising" ? "the clean run's value put into the corrupted run" : "the corrupted run's value put into the clean run"}`);
   else if (found.site) said.push(`edited at ${found.site}`);
-  if (found.no_edit) said.push(`no edit: ${found.no_edit}`);
+  if (found.no_edit && !found.does_nothing) said.push(`no edit: ${found.no_edit}`);
   if (found.does_nothing) said.push("both runs have the same value here: the patch does nothing");
   if (found.left_out) said.push(`next tokens of the first ${found.cases} cases, ${found.left_out} are left out`);
   return said.join(". ");

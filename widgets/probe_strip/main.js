@@ -4,8 +4,9 @@ import { csv } from "../js/export.js";
 import { stacked } from "../js/intervals.js";
 import { nearest, putAt, strengthOf, walk } from "../js/nearest.js";
 import { legend, strip } from "../js/strip.js";
+import { redrawWhenResized } from "../js/work.js";
 import { curve, curveText, keys, PAGE, planOf } from "./curve.js";
-import { differing, LINES, nameOf, probeOf, reach, scaleOf, settingsOf, tableOf, tokensOf, verdict, wordsOf, written } from "./shown.js";
+import { differing, drawnOf, LINES, nameOf, probeOf, reach, scaleOf, settingsOf, tableOf, tokensOf, verdict, wordsOf, written } from "./shown.js";
 
 const SIDES = ["base", "edited"];
 const STEPS = 80;
@@ -18,6 +19,7 @@ const probeStrip = {
     view.readout = h("p", { class: "readout wb-quiet" });
     view.said = h("textarea", { class: "code", readonly: true, hidden: true, rows: 9, "aria-label": "this setting as Python" });
     view.body.append(settings(view), writing(view), view.said, h("div", { class: "sides" }, ...view.sides.map((one) => one.element)), view.keys, view.readout);
+    redrawWhenResized(view);
   },
   draw(view, frame) {
     sync(view);
@@ -26,7 +28,7 @@ const probeStrip = {
     if (view.said.dataset.of !== JSON.stringify(view.spec)) view.said.hidden = true;
     const shown = what(view, frame);
     SIDES.forEach((name, i) => view.sides[i].draw(frame, shown, name));
-    view.keys.replaceChildren(...keys(shown.lines, shown.about, view.spec.window, shown.threshold).map(([sample, words]) => h("span", {}, sample, " ", words)),
+    view.keys.replaceChildren(...keys(drawnOf(shown.lines, shown.about, view.spec.window), shown.about, view.spec.window, shown.threshold).map(([sample, words]) => h("span", {}, sample, " ", words)),
       legend(shown.scale), ...(shown.about.classes.length ? [h("span", {}, `higher speaks for ${visible(shown.about.classes[1])}`)] : []));
     tell(view, view.selection.token ?? null);
     view.root.dataset.done = String(Boolean(frame.base.stop && (!view.spec.strength || frame.edited?.stop)));
@@ -51,7 +53,7 @@ function what(view, frame) {
   const names = ["score", "smooth", "running", "low", "high"].filter((name) => lines[name]);
   const [lo, hi] = reach([frame.base, frame.edited], k, names);
   const n = Math.max(...SIDES.map((side) => frame[side]?.tokens.length ?? 0));
-  return { k, about, line, lines, threshold, n, range: [Math.min(lo, threshold ?? lo), Math.max(hi, threshold ?? hi)], scale: scaleOf(frame, k, about, line, spec.threshold) };
+  return { k, about, line, lines, threshold, n, window: spec.window, range: [Math.min(lo, threshold ?? lo), Math.max(hi, threshold ?? hi)], scale: scaleOf(frame, k, about, line, spec.threshold) };
 }
 
 /** One side: its head, its tokens, its curve. */
@@ -81,7 +83,7 @@ function sideOf(view, name) {
   };
 }
 
-const whatOf = (side, shown, chosen) => ({ lines: side.scores[shown.k], n_prompt: side.n_prompt, threshold: shown.threshold, chosen });
+const whatOf = (side, shown, chosen) => ({ lines: drawnOf(side.scores[shown.k], shown.about, shown.window), n_prompt: side.n_prompt, threshold: shown.threshold, chosen });
 
 /** Choose a token here and in linked widgets; the same again lets it go. */
 function choose(view, i) {

@@ -5,6 +5,11 @@ import { short, visible } from "../js/dom.js";
 /** The lines there can be, with what they are called. */
 export const LINES = { score: "score", smooth: "smoothed", running: "score so far" };
 
+/** The lines of a probe that are drawn: a mean of one token is the token's own score. */
+export function drawnOf(lines, about, window) {
+  return (about.window ?? window) === 1 ? { ...lines, smooth: undefined } : lines;
+}
+
 /** Place and description of the probe that the spec names. */
 export function probeOf(meta, spec) {
   const k = Math.max(0, meta.probes.findIndex((one) => one.name === spec.probe));

@@ -1,14 +1,16 @@
-"""What the files on attention heads share: patterns a few cases at a time, matches, and silenced heads."""
+"""What the files on attention heads share: patterns a few cases at a time, matches, silenced heads, spans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import index
 from typing import Any
 
 import torch
 
-from workbench.errors import WorkbenchError
+from workbench.errors import PromptError, WorkbenchError
 from workbench.locate.base import Scores, head_axis, layer_axis
+from workbench.records import Prompt
 from workbench.shapes import Bool, Float, Tensor
 from workbench.tensors import Intervention, Tokens
 
@@ -32,15 +34,14 @@ def pieces(n_rows: int, each: int) -> Iterator[slice]:
 def patterns(
     run: Callable[..., Any], tokens: Tokens, dims: Any
 ) -> Iterator[tuple[slice, Float[Tensor, "case layer head q k"]]]:
-    """Attention of every head, with the rows it belongs to; 0 where query or key is padding."""
+    """Attention of every head, with the rows it belongs to; 0 where the query is padding."""
     width = tokens.ids.shape[1]
     for rows in pieces(len(tokens), dims.n_layers * dims.n_heads * width**2):
         trace = run(part_of(tokens, rows), record=["L*.pattern"])
         found = trace.stack("pattern").float().transpose(0, 1)
-        real = tokens.mask[rows][:, None, None].to(found.device)
+        real = tokens.mask[rows][:, None, None, :, None].to(found.device)
         # in the rows of padding a backend may hold anything, not-a-number too, which 0 times is no 0
-        found = found.masked_fill(~real[..., :, None], 0.0)
-        yield rows, found.masked_fill(~real[..., None, :], 0.0)
+        yield rows, found.masked_fill(~real, 0.0)
 
 
 def visible(mask: Bool[Tensor, "case pos"]) -> Bool[Tensor, "case q k"]:
@@ -128,4 +129,27 @@ def silenced(
         {site: {"value": value}},
         unit="of the way to its mean",
         name=f"head {layer}.{head} to its mean",
+    )
+
+
+def span_in(
+    prompt: Prompt, what: str, given: Any, length: int, *, whole: bool = True
+) -> tuple[int, int]:
+    """(start, stop) of a prompt of `length` tokens as its meta gives them; all of it only if `whole`.
+
+    Raises:
+        PromptError: `given` is no such pair.
+    """
+    try:
+        start, stop = (index(end) for end in given)
+    except (TypeError, ValueError):
+        start = stop = 0
+    if 0 <= start < stop <= length and (whole or stop - start < length):
+        return start, stop
+    raise PromptError(
+        f"{what} of prompt {(prompt.text or '')[:40]!r}",
+        "is no part of the prompt",
+        expected=f"0 <= start < stop <= {length}" + ("" if whole else ", and not all of it"),
+        got=given,
+        do="correct the prompt's meta",
     )

@@ -91,7 +91,8 @@ def _weighted(
 ) -> Float[Tensor, "case layer pos"]:
     found = []
     width = tokens.ids.shape[1]
-    for rows in pieces(len(tokens), dims.n_layers * dims.n_heads * width**2):
+    each = dims.n_layers * width * (dims.n_heads * width + dims.n_kv_heads * dims.d_head)
+    for rows in pieces(len(tokens), each):
         trace = run(part_of(tokens, rows), record=["L*.pattern[pos=-1]", "L*.v"])
         last = trace.stack("pattern[pos=-1]").float()
         norms = trace.stack("v").float().norm(dim=-1).transpose(-1, -2)

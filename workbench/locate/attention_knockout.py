@@ -12,12 +12,13 @@ Source: Geva et al. (2023), Dissecting Recall of Factual Associations in Auto-Re
     https://arxiv.org/abs/2304.14767.
 Differs from the paper: scores are lowered by 10^4 in place of an infinity, which leaves 0 in every
     number format; without named spans every position is a span of its own; windows are as wide as its 9
-    of 48 layers. `also["random span"]` cuts as many tokens elsewhere.
+    of 48 layers. `also["random span"]` cuts as many tokens elsewhere, drawn for each prompt.
+    A position of `rows` that may see nothing but the span keeps its attention, which cannot go elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from workbench.errors import PromptError, WorkbenchError, unknown
+from workbench.locate.attending import part_of, pieces, span_in
 from workbench.locate.base import (
     METRICS,
     Axis,
@@ -97,12 +99,14 @@ class AttentionKnockout(Localiser):
 
         Raises:
             PromptError: a span outside its prompt, or one that leaves the last position nothing.
+            WorkbenchError: `rows` covers no position of any prompt.
         """
         named = _named(cases.clean)
         last = Axis("span", tuple(named)) if named else pos_axis(cases, decode)
         spans = [_spans(cases.clean, row, last) for row in range(len(cases))]
-        whole = self._read(cases, run(cases.clean, logits="last").logits)
-        found = self._changes(cases, spans, whole, run, dims)
+        read = partial(self._read, run=run)
+        whole = torch.cat([read(some)[0] for _, some in _chunks(cases, dims)])
+        found = self._changes(cases, spans, whole, read, dims)
         also = {}
         axes = (layer_axis(dims.n_layers), last)
         about = (
@@ -110,7 +114,7 @@ class AttentionKnockout(Localiser):
         )
         if named:
             others = [_elsewhere(cases.clean, row, own, self.seed) for row, own in enumerate(spans)]
-            control = self._changes(cases, others, whole, run, dims)
+            control = self._changes(cases, others, whole, read, dims)
             also["random span"] = self._scores(control, axes, f"Cut as much elsewhere: {about}.")
         edit = partial(self._edit_at, spans=spans, axis=last, dims=dims)
         return replace(
@@ -123,27 +127,53 @@ class AttentionKnockout(Localiser):
     def _scores(self, found: Tensor, axes: tuple[Axis, ...], caption: str) -> Scores:
         return Scores({"change": found}, axes, {"change": METRICS[self.metric]}, caption=caption)
 
-    def _read(self, cases: Cases, logits: Tensor) -> Float[Tensor, " case"]:
-        return cases.metric(logits[:, -1], self.metric).cpu()
+    def _read(
+        self, cases: Cases, edits: Sequence[Intervention] = (), *, run: Callable[..., Any]
+    ) -> tuple[Float[Tensor, " case"], int]:
+        """The metric of each case with these cuts, and how many positions they covered."""
+        trace = run(cases.clean, edits=edits, logits="last")
+        covered = sum(receipt.positions for receipt in trace.receipts)
+        return cases.metric(trace.logits[:, -1], self.metric).cpu(), covered
 
     def _changes(
         self,
         cases: Cases,
         spans: Sequence[Sequence[Span | None]],
         whole: Float[Tensor, " case"],
-        run: Callable[..., Any],
+        read: Callable[..., tuple[Tensor, int]],
         dims: Any,
     ) -> Float[Tensor, "case layer span"]:
-        """Cases whose span is the same positions run together."""
+        """A forward for every layer and label, in which each case has its own span cut."""
         found = torch.full((len(cases), dims.n_layers, len(spans[0])), torch.nan)
-        for index in range(len(spans[0])):
-            for span, rows in _together([own[index] for own in spans]).items():
-                some = _some(cases, rows)
-                for layer in range(dims.n_layers):
-                    edit = replace(self.cut(layer, span, dims), conditional=True)
-                    cut = self._read(some, run(some.clean, edits=[edit], logits="last").logits)
-                    found[rows, layer, index] = cut - whole[rows]
+        total = 0
+        for rows, some in _chunks(cases, dims):
+            for index in range(len(spans[0])):
+                own = [spans[row][index] for row in range(rows.start, rows.stop)]
+                has = torch.tensor([span is not None for span in own])
+                for layer in range(dims.n_layers) if bool(has.any()) else ():
+                    cut, covered = read(some, self._cuts(layer, own, dims))
+                    found[rows, layer, index] = (cut - whole[rows]).masked_fill(~has, torch.nan)
+                    total += covered
+        if not total and not bool(found.isnan().all()):
+            raise WorkbenchError(
+                "AttentionKnockout(rows=)",
+                "covers no position of these prompts",
+                expected=f"positions inside prompts of at most {max(cases.clean.lengths)} tokens",
+                got=self.rows,
+                do="choose another scope",
+            )
         return found
+
+    def _cuts(self, layer: int, own: Sequence[Span | None], dims: Any) -> list[Intervention]:
+        """An edit per span that a row has, at strength 1 in the rows that have it."""
+        return [
+            replace(
+                self.cut(layer, span, dims),
+                strength=torch.tensor([float(one == span) for one in own]),
+                conditional=True,
+            )
+            for span in sorted({one for one in own if one is not None})
+        ]
 
     def cut(self, layer: int, span: Span, dims: Any) -> Intervention:
         """The edit: no attention to the positions of `span` in the window around `layer`."""
@@ -189,7 +219,21 @@ class AttentionKnockout(Localiser):
 
 def _named(tokens: Tokens) -> list[str]:
     """Names of spans in the order in which prompts give them; empty where none does."""
-    return list(dict.fromkeys(n for p in tokens.prompts for n in p.meta.get("spans", {})))
+    return list(dict.fromkeys(name for prompt in tokens.prompts for name in _given(prompt)))
+
+
+def _given(prompt: Prompt) -> Mapping[str, Any]:
+    """The prompt's own spans by name."""
+    given = prompt.meta.get("spans", {})
+    if isinstance(given, Mapping):
+        return given
+    raise PromptError(
+        f"prompt {(prompt.text or '')[:40]!r}",
+        "has spans without names",
+        expected="{name: (start, stop)}",
+        got=given,
+        do="correct meta['spans']",
+    )
 
 
 def _spans(tokens: Tokens, row: int, axis: Axis) -> list[Span | None]:
@@ -199,43 +243,28 @@ def _spans(tokens: Tokens, row: int, axis: Axis) -> list[Span | None]:
         pad = tokens.ids.shape[1] - length
         starts = [i - pad for i in range(tokens.ids.shape[1])]
         return [(s, s + 1) if s >= 0 and length > 1 else None for s in starts]
-    given = prompt.meta.get("spans", {})
+    given = _given(prompt)
     return [
-        _checked(prompt, name, given[name], length) if name in given else None
+        span_in(prompt, f"span {name!r}", given[name], length, whole=False)
+        if name in given
+        else None
         for name in axis.labels
     ]
-
-
-def _checked(prompt: Prompt, name: Any, span: Any, length: int) -> Span:
-    start, stop = span
-    if 0 <= start < stop <= length and stop - start < length:
-        return int(start), int(stop)
-    raise PromptError(
-        f"span {name!r} of {(prompt.text or '')[:40]!r}",
-        "is no part of the prompt",
-        expected=f"0 <= start < stop <= {length}, and not all of it",
-        got=(start, stop),
-        do="correct meta['spans']",
-    )
-
-
-def _together(spans: Sequence[Span | None]) -> dict[Span, list[int]]:
-    """Cases by their span; those without one are left out."""
-    found: dict[Span, list[int]] = {}
-    for row, span in enumerate(spans):
-        if span is not None:
-            found.setdefault(span, []).append(row)
-    return found
 
 
 def _elsewhere(
     tokens: Tokens, row: int, spans: Sequence[Span | None], seed: int
 ) -> list[Span | None]:
-    """For each span a random one of its length that shares nothing with it, between first and last."""
+    """For each span a random one of its length that shares nothing with it, between first and last.
+
+    Drawn by the prompt's own tokens: neither the order of prompts nor the others change it.
+    """
     length = tokens.lengths[row]
+    ids = tokens.ids[row, -length:].tolist()
+    own = sum(place * token for place, token in enumerate(ids, start=1))
     found: list[Span | None] = []
     for index, span in enumerate(spans):
-        draw = torch.Generator().manual_seed(seed + 1000003 * index + length)
+        draw = torch.Generator().manual_seed(seed + 1000003 * index + own)
         size = 0 if span is None else span[1] - span[0]
         free = [
             s
@@ -247,17 +276,9 @@ def _elsewhere(
     return found
 
 
-def _some(cases: Cases, rows: Sequence[int]) -> Cases:
-    """These cases alone, as far as a metric and a run read them."""
-    tokens = cases.clean
-    if list(rows) == list(range(len(cases))):
-        return cases
-    index = torch.tensor(rows, device=tokens.ids.device)
-    pick = lambda ids: None if ids is None else ids[index.to(ids.device)]  # noqa: E731
-    some = Tokens(
-        tokens.ids[index],
-        tokens.mask[index],
-        tuple(tokens.prompts[i] for i in rows),
-        tuple(tokens.prompt_lengths[i] for i in rows),
-    )
-    return Cases(some, None, pick(cases.answer), pick(cases.foil))
+def _chunks(cases: Cases, dims: Any) -> Iterator[tuple[slice, Cases]]:
+    """A few cases at a time, as far as a metric and a run read them."""
+    width = cases.clean.ids.shape[1]
+    for rows in pieces(len(cases), width * (dims.n_heads * width + 4 * dims.d_model)):
+        answer, foil = (None if ids is None else ids[rows] for ids in (cases.answer, cases.foil))
+        yield rows, Cases(part_of(cases.clean, rows), None, answer, foil)

@@ -97,7 +97,8 @@ class InductionHeads(Localiser):
         """`[sequence, 1 + 2 length]`: the first token that all prompts share, a sequence, and it again."""
         firsts = prompts.ids[prompts.positions == 0]
         head = firsts[:1].cpu() if len(set(firsts.tolist())) == 1 else firsts[:0].cpu()
-        free = torch.tensor([i for i in range(dims.n_vocab) if i not in head.tolist()])
+        free = torch.arange(dims.n_vocab)
+        free = free[~torch.isin(free, head)]
         room = (dims.n_context - len(head)) // 2 if dims.n_context else self.length
         length = min(self.length, room, len(free))
         if length < 2:

@@ -20,7 +20,7 @@ Differs from the paper: the number of blocks and how pairs are averaged were not
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, ClassVar
 
@@ -80,7 +80,7 @@ class PositionalSymbolic(Localiser):
         Raises:
             PromptError: a prompt is too short for its blocks.
         """
-        rows = [self._one(cases.clean, row, run, dims) for row in range(len(cases))]
+        rows = [self._one(_alone(cases.clean, row), run, dims) for row in range(len(cases))]
         return Scores(
             {name: torch.stack([row[name] for row in rows]) for name in UNITS},
             (layer_axis(dims.n_layers), head_axis(dims.n_heads)),
@@ -89,10 +89,11 @@ class PositionalSymbolic(Localiser):
             "is near 1 neither score says anything.",
         )
 
-    def _one(self, tokens: Tokens, row: int, run: Callable[..., Any], dims: Any) -> dict[str, Any]:
-        blocks = self._columns(tokens, row)
+    def _one(self, tokens: Tokens, run: Callable[..., Any], dims: Any) -> dict[str, Any]:
+        """The measures of one prompt, a batch of one without padding."""
+        blocks = self._columns(tokens)
         pairs = torch.tensor(list(combinations(range(self.blocks), 2)), device=blocks.device)
-        batch = _variants(tokens, row, blocks, pairs)
+        batch = _variants(tokens, blocks, pairs)
         attention = torch.cat(
             [
                 run(part_of(batch, some), record=["L*.pattern[pos=-1]"])
@@ -105,39 +106,40 @@ class PositionalSymbolic(Localiser):
             ]
         )
         means = attention[..., blocks.to(attention.device)].mean(-1)
-        ids = tokens.ids[row][blocks]
+        ids = tokens.ids[0][blocks]
         differ = (ids[pairs[:, 0]] != ids[pairs[:, 1]]).any(-1)
         return swap_scores(means[0], means[1:], pairs, differ)
 
-    def _columns(self, tokens: Tokens, row: int) -> Int[Tensor, "block size"]:
-        length = tokens.lengths[row]
+    def _columns(self, tokens: Tokens) -> Int[Tensor, "block size"]:
+        length = tokens.ids.shape[1]
         size = (length - 2) // self.blocks
         if size < 1:
             raise PromptError(
-                f"prompt {(tokens.prompts[row].text or '')[:40]!r}",
+                f"prompt {(tokens.prompts[0].text or '')[:40]!r}",
                 f"is too short for {self.blocks} blocks",
                 expected=f"at least {self.blocks + 2} tokens",
                 got=length,
                 do="use a longer prompt or PositionalSymbolic(blocks=...)",
             )
-        stop = tokens.ids.shape[1] - 1
+        stop = length - 1
         columns = torch.arange(stop - size * self.blocks, stop, device=tokens.ids.device)
         return columns.reshape(self.blocks, size)
 
 
-def _variants(tokens: Tokens, row: int, blocks: Tensor, pairs: Tensor) -> Tokens:
+def _alone(tokens: Tokens, row: int) -> Tokens:
+    """One prompt of a batch, without its padding."""
+    one, pad = part_of(tokens, slice(row, row + 1)), tokens.ids.shape[1] - tokens.lengths[row]
+    return replace(one, ids=one.ids[:, pad:], mask=one.mask[:, pad:])
+
+
+def _variants(tokens: Tokens, blocks: Tensor, pairs: Tensor) -> Tokens:
     """The prompt as it is, then once per pair with the two blocks in each other's place."""
     n = len(pairs) + 1
-    ids = tokens.ids[row].repeat(n, 1)
+    ids = tokens.ids.repeat(n, 1)
     for variant, (i, j) in enumerate(pairs.tolist(), start=1):
-        ids[variant, blocks[i]] = tokens.ids[row, blocks[j]]
-        ids[variant, blocks[j]] = tokens.ids[row, blocks[i]]
-    return Tokens(
-        ids,
-        tokens.mask[row].repeat(n, 1),
-        (tokens.prompts[row],) * n,
-        (tokens.prompt_lengths[row],) * n,
-    )
+        ids[variant, blocks[i]] = tokens.ids[0, blocks[j]]
+        ids[variant, blocks[j]] = tokens.ids[0, blocks[i]]
+    return Tokens(ids, tokens.mask.repeat(n, 1), tokens.prompts * n, tokens.prompt_lengths * n)
 
 
 def swap_scores(

@@ -92,7 +92,8 @@ class Sinks(Localiser):
         _check(cases.clean)
         rows = []
         width = cases.clean.ids.shape[1]
-        for some in pieces(len(cases), dims.n_layers * dims.n_heads * width**2):
+        each = dims.n_layers * width * (dims.n_heads * width + dims.d_model)
+        for some in pieces(len(cases), each):
             batch = part_of(cases.clean, some)
             trace = run(batch, record=["L*.resid_post", "L*.pattern"])
             streams = trace.stack("resid_post").transpose(0, 1)
@@ -179,7 +180,7 @@ def _measures(
         "entropy": h,
         "entropy share": h / most if float(most) > 0 else torch.full_like(h, torch.nan),
         "first norm": norms[:, 0],
-        "norm ratio": norms[:, 0] / norms.median(-1).values,
+        "norm ratio": norms[:, 0] / norms.quantile(0.5, -1),
         "sink rate": rate,
         "massive": massive(stream),
     }

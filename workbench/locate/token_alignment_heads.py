@@ -21,12 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from workbench.errors import PromptError, WorkbenchError, unknown
-from workbench.locate.attending import part_of, patterns, pieces, silenced
+from workbench.locate.attending import part_of, patterns, pieces, silenced, span_in
 from workbench.locate.base import Axis, Cases, Localiser, Need, Scores, head_axis, layer_axis
 from workbench.records import Prompt
 from workbench.registry import Citation, register
@@ -85,6 +86,14 @@ class TokenAlignmentHeads(Localiser):
             raise unknown(
                 "TokenAlignmentHeads(replace_by=)", "replacement", self.replace_by, REPLACED
             )
+        if self.masked < 0 or self.max_new_tokens < 1:
+            raise WorkbenchError(
+                "TokenAlignmentHeads",
+                "masks or generates less than nothing",
+                expected="masked of at least 0, max_new_tokens of at least 1",
+                got=f"masked={self.masked}, max_new_tokens={self.max_new_tokens}",
+                do="choose larger ones",
+            )
 
     def find(
         self, cases: Cases, *, run: Callable[..., Any], dims: Any, generate: Callable[..., Any]
@@ -108,16 +117,22 @@ class TokenAlignmentHeads(Localiser):
             caption=f"Prompts whose step attends most to its gold source, {about}",
         )
         wrong = _summed(late, chance, axes, f"One row late, a control: {about}")
-        means = _mean_outputs(run, tokens, dims)
+        asked = self.masked > 0 or self.replace_by == "mean"
+        means = _mean_outputs(run, tokens, dims) if asked else None
         also = {"steps": steps, "one row late": wrong}
-        if self.masked > 0:
+        if means is not None and self.masked > 0:
             also["masked"] = self._masked(right["score"], tokens, gold, means, run, dims)
         return _summed(
             right,
             chance,
             axes,
             f"Steps that attend most to their gold source, {about}",
-            edit=lambda layer, head: self._silenced(layer, head, means),
+            edit=lambda layer, head: silenced(
+                layer,
+                head,
+                dims.d_head,
+                means[layer, head] if means is not None and self.replace_by == "mean" else None,
+            ),
             also=also,
         )
 
@@ -151,7 +166,8 @@ class TokenAlignmentHeads(Localiser):
         for row, prompt in enumerate(tokens.prompts):
             n, length = tokens.lengths[row], tokens.prompt_lengths[row]
             pad = width - n
-            start, stop = _within("source", prompt, prompt.meta.get("source", (0, length)), length)
+            span = prompt.meta.get("source", (0, length))
+            start, stop = span_in(prompt, "source", span, length)
             source[row, pad + start : pad + stop] = True
             ids = tokens.ids[row, pad:].tolist()
             for step, positions in self._sources(prompt, ids, length, (start, stop)).items():
@@ -179,10 +195,6 @@ class TokenAlignmentHeads(Localiser):
             if at and (self.copies == "any" or len(at) == 1):
                 found[step] = at
         return found
-
-    def _silenced(self, layer: int, head: int, means: Tensor) -> Intervention:
-        value = means[layer, head] if self.replace_by == "mean" else None
-        return silenced(layer, head, means.shape[-1], value)
 
     def _masked(
         self,
@@ -258,9 +270,9 @@ def _hits(
     for rows, pattern in patterns(run, tokens, dims):
         here = gold[rows].to(pattern.device), source[rows].to(pattern.device)
         for at, made in zip(columns, found, strict=True):
-            index = at[rows].to(pattern.device)[:, None, None, :, None]
-            index = index.expand(*pattern.shape[:3], -1, pattern.shape[-1])
-            made.append(alignment(pattern.gather(3, index), *here))
+            which = at[rows].to(pattern.device)[:, None, None, :, None]
+            which = which.expand(*pattern.shape[:3], -1, pattern.shape[-1])
+            made.append(alignment(pattern.gather(3, which), *here))
     both = [[torch.cat(part) for part in zip(*made, strict=True)] for made in found]
     return [
         {"steps": hit, "score": hit.nanmean(-1), "attention": held.nanmean(-1)}
@@ -310,7 +322,7 @@ def _mean_outputs(
     for rows in pieces(len(tokens), each):
         outputs = run(part_of(tokens, rows), record=["L*.z"]).stack("z")
         total = total + outputs[:, tokens.mask[rows].to(outputs.device)].float().sum(1)
-    return total / sum(tokens.lengths)
+    return (total / sum(tokens.lengths)).cpu()  # an edit is data, on no device
 
 
 def _logprob(
@@ -334,30 +346,29 @@ def _logprob(
 
 
 def _ids(given: Any, prompt: Prompt) -> list[int]:
-    if isinstance(given, str) or not all(isinstance(i, int) for i in given):
-        raise _misfit(prompt, "completion", "a list of token ids", given)
-    return list(given)
+    try:
+        return [index(i) for i in given]
+    except TypeError:
+        raise _misfit(prompt, "completion", "a list of token ids", given) from None
 
 
 def _given(prompt: Prompt, given: Any, n_steps: int, span: tuple[int, int]) -> dict[int, list[int]]:
     """The prompt's own alignment, checked."""
+    wanted = f"{{step: position}}, positions {span[0]} to {span[1] - 1} of the prompt"
+    if not isinstance(given, Mapping):
+        raise _misfit(prompt, "alignment", wanted, given)
     found = {}
-    for key, position in dict(given).items():
-        step = int(key)  # a file of prompts has texts for keys
-        many = [position] if isinstance(position, int) else list(position)
-        if not all(span[0] <= p < span[1] for p in many):
-            wanted = f"positions {span[0]} to {span[1] - 1} of the prompt"
+    for key, position in given.items():
+        try:  # a file of prompts has texts for keys
+            step = int(key)
+            many = [index(p) for p in (position if isinstance(position, Iterable) else [position])]
+        except (TypeError, ValueError):
+            raise _misfit(prompt, "alignment", wanted, f"{key}: {position}") from None
+        if step < 0 or not all(span[0] <= p < span[1] for p in many):
             raise _misfit(prompt, "alignment", wanted, f"{step}: {position}")
-        if 0 <= step < n_steps:  # a greedy continuation may have ended earlier
+        if step < n_steps and many:  # a greedy continuation may have ended earlier
             found[step] = many
     return found
-
-
-def _within(what: str, prompt: Prompt, span: Iterable[int], length: int) -> tuple[int, int]:
-    start, stop = span
-    if not 0 <= start < stop <= length:
-        raise _misfit(prompt, what, f"0 <= start < stop <= {length}", (start, stop))
-    return start, stop
 
 
 def _misfit(prompt: Prompt, what: str, expected: object, got: object) -> PromptError:

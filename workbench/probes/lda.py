@@ -15,7 +15,6 @@ Differs from the paper: the bias (equal to scikit-learn's) and shrinkage are lat
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +28,7 @@ from workbench.probes.linear import (
     halfway,
     line_tensors,
     pooled_covariance,
+    warn,
     whitened,
 )
 from workbench.registry import Citation, register
@@ -92,11 +92,9 @@ class Lda(LinearProbe):
                 do="use 'auto'",
             )
         if d > n - 2 and self.shrinkage:
-            warnings.warn(
+            warn(
                 f"Lda.fit: {d} features and only {n} rows; the covariance is known by its shrinkage "
-                "alone, so trust held-out scores only, or add rows",
-                UserWarning,
-                stacklevel=3,
+                "alone, so trust held-out scores only, or add rows"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import ABC
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.probes.base import Data, Examples, Probe, Weights
 from workbench.shapes import Bool, Float, Tensor, Vector
+
+INSIDE = ("workbench", "jaxtyping", "beartype")
+"""Packages whose lines no warning should name: this one and its run-time checks."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,18 @@ def warn_if_wide(where: str, data: Data) -> None:
     """Say that a fit has more features than rows, so that its penalty alone decides part of it."""
     n, d = data.rows.shape[0], data.rows.shape[-1]
     if d > n:
-        warnings.warn(
+        warn(
             f"{where}: {d} features and only {n} rows; any labels can be fitted, so trust held-out "
-            "scores and the shuffled-label control alone, and add rows or a stronger penalty",
-            UserWarning,
-            stacklevel=3,
+            "scores and the shuffled-label control alone, and add rows or a stronger penalty"
         )
+
+
+def warn(said: str) -> None:
+    """A UserWarning at the line that called the library, however deep the fit was called in it."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(said, UserWarning, stacklevel=level)
 
 
 def by_class(data: Data) -> tuple[Float[Tensor, "p d"], Float[Tensor, "n d"]]:

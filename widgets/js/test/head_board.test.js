@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { board, isOpen, keptAt, numbersOf, patternOf, picked, ranked, runNames, scoreOf, warmth } from "../../head_board/shown.js";
+import { activeTable, board, isOpen, keptAt, numbersOf, patternOf, picked, ranked, runNames, scoreOf, warmth } from "../../head_board/shown.js";
 
 const meta = { layers: [0, 1], heads: 2, scores: [{ name: "a", unit: "x" }, { name: "b", unit: "y" }] };
 const array = (values) => ({ shape: [2, 2, 2], values: Float32Array.from(values) });
@@ -57,4 +57,10 @@ it("warmth is a share of the strongest on its side of 0", () => {
   expect(warmth(2, rows)).toEqual({ side: "hot", share: 0.5 });
   expect(warmth(-1, rows)).toEqual({ side: "cold", share: 0.5 });
   expect(warmth(0, rows).side).toBe("none");
+});
+
+it("the most active tokens are a table with their places in the prompt", () => {
+  const rows = [{ prompt: 4, at: 1, before: 7, pieces: [" a", "b"], values: [0.5, 2] }];
+  expect(activeTable({ unit: "logits", rows })).toEqual([["prompt", "token", "text", "logits", "strongest"], [4, 7, " a", 0.5, 0], [4, 8, "b", 2, 1]]);
+  expect(activeTable(undefined)).toHaveLength(1);
 });

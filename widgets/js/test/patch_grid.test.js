@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { brief, chosen, keptAt, openedOf, panelOf, patchWords, picked, picture, placeAt, placeWords, runNames, scaleOf } from "../../patch_grid/shown.js";
+import { brief, chosen, fitted, keptAt, openedOf, panelOf, patchWords, picked, picture, placeAt, placeWords, runNames, scaleOf } from "../../patch_grid/shown.js";
 
 // two measures, two parts, two layers, three positions: 0 to 23
 const axes = [
@@ -89,4 +89,26 @@ it("colours are around 0 where values lie on both sides", () => {
 it("cells write the decimals that matter on their scale", () => {
   expect([brief(-0.0004, { lo: -1, hi: 1 }), brief(-0.256, { lo: -1, hi: 1 }), brief(12.34, { lo: 0, hi: 40 }), brief(NaN, { lo: 0, hi: 1 })]).toEqual(["0", "−0.26", "12.3", ""]);
   expect(brief(0.0004, { lo: 0, hi: 0.001 })).toBe("4.0e−4");
+});
+
+describe("a map in little room", () => {
+  const numbers = Float32Array.from([0, 0.5, -0.25, 1, 0, 0, 0, 0, 0, 0]);
+  const ten = { axes: [{ name: "layer", labels: [0], shown: ["0"] }, { name: "pos", labels: [...Array(10).keys()], shown: [...Array(10).keys()].map(String) }], measures: meta.measures };
+  const flat = (values) => ({ shape: [1, 1, 10], values });
+  const made = picture({ mean: flat(numbers), low: flat(numbers), high: flat(numbers), n: flat(numbers), of: spec }, ten, { measure: 0, panels: [] }, spec);
+  const at = (room) => { const { cellWidth, texts } = fitted(made, room); return [cellWidth, texts ? texts(0, 2) : null]; };
+  it("has cells of the usual width where they fit, or where nothing is known of the room", () => {
+    expect([at(500), at(0)]).toEqual([[40, "−0.25"], [40, "−0.25"]]);
+  });
+  it("has colours alone where its numbers do not fit", () => expect([at(300), at(60)]).toEqual([[25, null], [10, null]]));
+  it("has narrower cells before it drops short numbers", () => {
+    const short = { ...made, texts: () => "0.25" };
+    expect(fitted(short, 400).cellWidth).toBe(33);
+    expect(fitted({ ...made, texts: () => "−1.2e−4" }, 0).cellWidth).toBe(53);
+  });
+});
+
+it("a patch that does nothing says so once", () => {
+  const found = { tokens_at: {}, direction: "denoising", runs: ["base", "source", "patched"], site: "L1.z", does_nothing: true, left_out: 0, cases: 2, no_edit: "changes nothing" };
+  expect(patchWords(found).match(/nothing/g)).toHaveLength(1);
 });

@@ -1,7 +1,7 @@
 // @vitest-environment happy-dom
 import { expect, it } from "vitest";
 import { curve, path, planOf, PAGE } from "../../probe_strip/curve.js";
-import { differing, passedAt, probability, probeOf, reach, scaleOf, settingsOf, tableOf, tokensOf, verdict, wordsOf, written } from "../../probe_strip/shown.js";
+import { differing, drawnOf, passedAt, probability, probeOf, reach, scaleOf, settingsOf, tableOf, tokensOf, verdict, wordsOf, written } from "../../probe_strip/shown.js";
 
 const side = (more = {}) => ({
   ids: [1, 5, 6, 7], tokens: ["<bos>", "a", " b", "c"], n_prompt: 2, skip: 1, stop: "length",
@@ -90,4 +90,10 @@ it("writes every probe, side and token", () => {
   const rows = tableOf({ base: side(), edited: side() }, meta);
   expect(rows.length).toBe(1 + 2 * 2 * 4);
   expect(rows[2].slice(0, 9)).toEqual(["truth", "base", 1, 5, "a", "prompt", -1, -1, -1]);
+});
+
+it("a mean of one token is not drawn beside the token's own score", () => {
+  const lines = { score: [1], smooth: [1], running: [1] };
+  expect(drawnOf(lines, { window: null }, 1).smooth).toBeUndefined();
+  expect([drawnOf(lines, { window: null }, 2), drawnOf(lines, { window: 4 }, 1)]).toEqual([lines, lines]);
 });
