@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,20 @@ def test_a_drag_shows_what_plain_python_gives(page: Any, edit: wb.Intervention) 
 def test_tokens_stream_and_a_newer_setting_ends_an_older_one(
     page: Any, edit: wb.Intervention
 ) -> None:
-    shown = Mounted(page, live(edit.at(5.0), max_new_tokens=200))
+    widget = live(edit.at(5.0), max_new_tokens=200)
+    # a quick machine is through before the browser has asked twice
+    slow = widget._model.hf.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    shown = Mounted(page, widget)
     lengths: list[int] = []
-    shown.until(
-        lambda: (
-            lengths.append(len(shown.debug().get("base") or ""))
-            or shown.root.get_attribute("data-done") == "true"
+    try:
+        shown.until(
+            lambda: (
+                lengths.append(len(shown.debug().get("base") or ""))
+                or shown.root.get_attribute("data-done") == "true"
+            )
         )
-    )
+    finally:
+        slow.remove()
     assert len(set(lengths)) > 2, "the continuation came at once, not token by token"
     ran = []
     original = shown.widget._frame

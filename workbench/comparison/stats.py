@@ -74,7 +74,7 @@ def _bootstraps(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`_bootstrap` of every column; counts of drawn rows make a resample a matrix product."""
     n = len(values)
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES) / n
-    level = _tail(n)
+    level = tail_share(n)
     ends = [
         np.quantile(drawn @ block, [level, 1 - level], axis=0)
         for block in np.array_split(values, max(1, values.shape[1] // 1000), axis=1)
@@ -147,7 +147,7 @@ def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
         return float(values[0]), float(values[0])
     from scipy import stats
 
-    level = 1 - 2 * _tail(len(values))
+    level = 1 - 2 * tail_share(len(values))
     found = stats.bootstrap(
         (values,),
         np.mean,
@@ -160,7 +160,7 @@ def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def _tail(n: int) -> float:
+def tail_share(n: int) -> float:
     """Share of resamples beyond each end, smaller than 2.5 % for small samples."""
     from scipy import stats
 

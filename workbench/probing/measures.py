@@ -21,7 +21,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from workbench.comparison.stats import Interval, _tail, wilson
+from workbench.comparison.stats import Interval, tail_share, wilson
 
 DRAWS = 1000
 BLOCK = 2_000_000  # numbers of one block of weights
@@ -195,7 +195,7 @@ class Bootstrap:
         """Both ends of the 95 % percentile interval, widened for few groups; NaN for one group."""
         if self.n < 2 or not np.isfinite(drawn).any():
             return np.nan, np.nan
-        tail = _tail(self.n)
+        tail = tail_share(self.n)
         low, high = np.nanquantile(drawn, [tail, 1 - tail])
         return float(low), float(high)
 
