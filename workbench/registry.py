@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -124,3 +124,28 @@ def get(family: str, name: str) -> Any:
         if entry.name == name:
             return entry.cls
     raise unknown(f"registry.get({family!r})", "method", name, [e.name for e in entries(family)])
+
+
+def attribute(family: str, name: str, verbs: Mapping[str, str]) -> Any:
+    """What `name` is on a family's package: a verb, from the module that `verbs` names, or a method.
+
+    Files of the folder are imported by their names and are none of these.
+
+    Raises:
+        AttributeError: neither.
+    """
+    if name in verbs:
+        return getattr(importlib.import_module(verbs[name]), name)
+    if name[:1].isupper():
+        for entry in entries(family):
+            if entry.cls.__name__ == name:
+                return entry.cls
+    # files are asked for while methods are being imported: those cannot be listed then
+    methods = classes(family) if name[:1].isupper() else [f"`workbench methods {family}`"]
+    known = ", ".join([*verbs, *methods])
+    raise AttributeError(f"{FAMILIES[family]} has no {name!r}; it has {known}")
+
+
+def classes(family: str) -> list[str]:
+    """The class names of a family's methods, in the order of their files."""
+    return [entry.cls.__name__ for entry in entries(family)]

@@ -18,10 +18,10 @@ from tests import tiny
 from workbench import registry, steering
 from workbench.errors import EditError, UnknownName, WorkbenchError
 from workbench.interventions.control import random_control
-from workbench.interventions.fit import _run
 from workbench.model.live import Live
 from workbench.model.model import Model
 from workbench.model.positions import Frame
+from workbench.model.run import handed_run
 from workbench.model.shadow import Shadow, again, gradient, reaching, twin
 from workbench.records import Prompts
 from workbench.steering.cold_steer import folded
@@ -331,7 +331,7 @@ def test_a_step_of_the_loss_lowers_the_loss() -> None:
     edit = fit(COLD(layer=1, loss="sft"), model)
 
     def loss(strength: float) -> float:
-        run = partial(_run, model, edits=[edit.at(strength)])
+        run = partial(handed_run, model, edits=[edit.at(strength)])
         return sum(_cross_entropy(run, p) for (p,) in groups) / len(groups)
 
     assert loss(0.3) < loss(0.0) < loss(-0.3)
@@ -511,7 +511,7 @@ def test_training_makes_the_completions_likelier(family: str) -> None:
     model, edit = tiny.model(family), in_ra(family)
     for prompt, *_ in groups_of("sft"):
         trained, plain = (
-            _cross_entropy(partial(_run, model, edits=e), prompt) for e in ([edit], ())
+            _cross_entropy(partial(handed_run, model, edits=e), prompt) for e in ([edit], ())
         )
         assert trained < plain - 0.05
 
@@ -565,7 +565,7 @@ def test_a_block_that_stays_no_identity_is_refused(dtype: torch.dtype) -> None:
             )
             for e in edits
         ]
-        return _run(model, *args, edits=named, **options)
+        return handed_run(model, *args, edits=named, **options)
 
     with pytest.raises(WorkbenchError, match="before any training"):
         fit(IN_RA(progress=False), model, parameters=renamed, run=run)
@@ -642,7 +642,7 @@ def test_padding_does_not_count() -> None:
     """The loss of a padded batch is that of its rows, weighted by their positions."""
     model, method = tiny.model(), TR_RA(progress=False)
     contrast = _contrast(model, asked(same=True))
-    run = partial(_run, model)
+    run = partial(handed_run, model)
     examples = method._of_pairs(contrast, run, tiny_encode)
     assert len({len(e.ids) + len(e.prompt.text) for e in examples}) > 1
 
@@ -693,7 +693,7 @@ def test_tr_ra_without_prompts_or_pairs_is_refused() -> None:
     contrast = _contrast(model, asked())
     with pytest.raises(WorkbenchError, match="no prompts to learn on"):
         TR_RA(progress=False).fit(
-            replace(contrast, prompts=None), run=partial(_run, model), encode=tiny_encode
+            replace(contrast, prompts=None), run=partial(handed_run, model), encode=tiny_encode
         )
     alone = [replace(p, pair=None) for p in asked()]
     with pytest.raises(WorkbenchError, match="needs pairs"):

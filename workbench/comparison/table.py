@@ -204,11 +204,7 @@ class Figure:
         return self.table._shown.copy()
 
     def plot(self) -> Any:
-        """A plotly figure: that of a comparison, or what `workbench.figures.<kind>` draws."""
-        if self.spec["kind"] == "means":
-            from workbench.comparison.chart import means
-
-            return means(self.frame(), self.spec["metrics"], self.caption)
+        """A plotly figure, what `workbench.figures.<kind>` draws."""
         # figures stand on the floor above; they are found by their name
         drawer = importlib.import_module(f"workbench.figures.{self.spec['kind']}")
         return drawer.draw(self.frame(), self.spec, self.caption)

@@ -22,6 +22,7 @@ from workbench import registry
 from workbench.activations.record import record
 from workbench.errors import WorkbenchError
 from workbench.linalg import mean_difference
+from workbench.model.run import handed_run
 from workbench.model.shadow import gradient
 from workbench.model.tokens import as_prompts
 from workbench.records import Prompt
@@ -127,7 +128,7 @@ def needed(
     """What the method asked for, by keyword."""
     made = {
         "dims": model.dims,
-        "run": partial(_run, model),
+        "run": partial(handed_run, model),
         "rows": partial(_rows, model, batch_size),
         "generate": model.generate,
         "encode": partial(_ids, model),
@@ -145,10 +146,6 @@ def needed(
         )
     extra = {name: value for name, value in handed.items() if name not in method.needs}
     return {need: made[need] for need in method.needs} | extra
-
-
-def _run(model: Any, prompts: Any, record: Any = (), edits: Any = (), **options: Any) -> Any:
-    return model.run(prompts, record, edits, **{"logits": "none", **options})
 
 
 def _rows(

@@ -10,7 +10,6 @@ model; it lives on a higher floor and loads when used.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from workbench import registry
@@ -22,14 +21,8 @@ __all__ = ["Axis", "Cases", "Localiser", "Map", "Patch", "Scores", "find"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _VERBS:
-        return getattr(importlib.import_module(_VERBS[name]), name)
-    if name[:1].isupper():  # not the files of this folder, which are imported by their names
-        for entry in registry.entries("locate"):
-            if entry.cls.__name__ == name:
-                return entry.cls
-    raise AttributeError(f"workbench.locate has no {name!r}; it has {', '.join(__dir__())}")
+    return registry.attribute("locate", name, _VERBS)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(entry.cls.__name__ for entry in registry.entries("locate"))]
+    return [*__all__, *registry.classes("locate")]

@@ -41,6 +41,13 @@ def run(
     return Trace(tokens, usable(out), values, session.receipts())
 
 
+def handed_run(
+    model: Model, prompts: Any, record: Any = (), edits: Any = (), **options: Any
+) -> Trace:
+    """`model.run` as methods are handed it: no logits unless they are asked for."""
+    return model.run(prompts, record, edits, **{"logits": "none", **options})
+
+
 def _cut(logits: Tensor, wanted: Literal["all", "last", "none"]) -> Tensor:
     return {"all": logits, "last": logits[:, -1:], "none": logits[:, :0]}[wanted]
 

@@ -6,6 +6,7 @@ found = locate.find(locate.HeadAblation(value="mean"), model, prompts)
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 
 from workbench import registry
 from workbench.errors import WorkbenchError
-from workbench.locate.base import Cases, Localiser
+from workbench.locate.base import Localiser
+from workbench.model.run import handed_run
 from workbench.patching.cases import cases_of
 from workbench.patching.map import Map, as_map
 
@@ -51,7 +53,7 @@ def needed(method: Localiser, model: Any, handed: dict[str, Any], progress: bool
     """What the method asked for, by keyword."""
     made = {
         "dims": lambda: model.dims,
-        "run": lambda: partial(_run, model),
+        "run": lambda: partial(handed_run, model),
         "patched": lambda: _made("patcher", "Patched", model, progress),
         "gradients": lambda: _made("gradients", "Gradients", model, progress),
         "head": lambda: _made("head", "Head", model, progress),
@@ -90,13 +92,4 @@ def _check_taken(method: Localiser, handed: dict[str, Any]) -> None:
 
 def _made(module: str, name: str, *arguments: Any) -> Any:
     """An object of `workbench.patching.<module>`, loaded when a method asks for it."""
-    import importlib
-
     return getattr(importlib.import_module(f"workbench.patching.{module}"), name)(*arguments)
-
-
-def _run(model: Any, prompts: Any, record: Any = (), edits: Any = (), **options: Any) -> Any:
-    return model.run(prompts, record, edits, **{"logits": "none", **options})
-
-
-__all__ = ["Cases", "find", "needed"]

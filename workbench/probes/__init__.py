@@ -11,7 +11,6 @@ Every class found in this folder is a name here; `workbench methods probes` list
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from workbench import registry
@@ -23,14 +22,8 @@ __all__ = ["FittedProbe", "Probe", "evaluate", "fit"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _VERBS:
-        return getattr(importlib.import_module(_VERBS[name]), name)
-    if name[:1].isupper():  # not the files of this folder, which are imported by their names
-        for entry in registry.entries("probes"):
-            if entry.cls.__name__ == name:
-                return entry.cls
-    raise AttributeError(f"workbench.probes has no {name!r}; it has {', '.join(__dir__())}")
+    return registry.attribute("probes", name, _VERBS)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(entry.cls.__name__ for entry in registry.entries("probes"))]
+    return [*__all__, *registry.classes("probes")]

@@ -9,7 +9,6 @@ Every class found in this folder is a name here; `workbench methods steering` li
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from workbench import registry
@@ -25,14 +24,8 @@ __all__ = ["SteeringMethod", "evaluate", "fit", "sweep"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _VERBS:
-        return getattr(importlib.import_module(_VERBS[name]), name)
-    if not name.startswith("_"):
-        for entry in registry.entries("steering"):
-            if entry.cls.__name__ == name:
-                return entry.cls
-    raise AttributeError(f"workbench.steering has no {name!r}; it has {', '.join(__dir__())}")
+    return registry.attribute("steering", name, _VERBS)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(entry.cls.__name__ for entry in registry.entries("steering"))]
+    return [*__all__, *registry.classes("steering")]

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from workbench.comparison.layout import interval
-
-# Okabe-Ito, which colour-blind readers tell apart, without its black and yellow: pages are light
-# or dark.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-BASE = "#888888"
-_INK = "#808080"
-_GRID = "rgba(128,128,128,0.25)"
-_CLEAR = "rgba(0,0,0,0)"
+from workbench.figures.paper import BASE, CLEAR, COLOURS, GRID, INK
 
 
-def means(summary: Any, metrics: Sequence[str], caption: str) -> Any:
+def draw(summary: Any, spec: Mapping[str, Any], caption: str) -> Any:
     """A plotly figure of what `Table.summary` gives; transparent, to fit light and dark pages.
 
     Arms stand on the vertical axis, where their names are read without turning the head.
     """
     from plotly.subplots import make_subplots
 
-    arms = summary["arm"].nunique()
+    arms, metrics = summary["arm"].nunique(), spec["metrics"]
     plot = make_subplots(rows=1, cols=len(metrics), shared_yaxes=True, horizontal_spacing=0.04)
     for column, metric in enumerate(metrics, start=1):
         _panel(plot, summary[summary["metric"] == metric], column)
-    plot.update_yaxes(autorange="reversed", gridcolor=_GRID, automargin=True, title=None)
+    plot.update_yaxes(autorange="reversed", gridcolor=GRID, automargin=True, title=None)
     plot.update_yaxes(title="arm", col=1)
     plot.update_layout(
         title={"text": caption, "font": {"size": 12}, "x": 0, "xanchor": "left"},
-        paper_bgcolor=_CLEAR,
-        plot_bgcolor=_CLEAR,
-        font={"color": _INK},
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        font={"color": INK},
         showlegend=False,
         height=150 + 34 * arms,
         width=max(480, 200 + 220 * len(metrics)),
         margin={"l": 20, "r": 20, "t": 40, "b": 60},
-        modebar={"bgcolor": _CLEAR, "color": _INK},
+        modebar={"bgcolor": CLEAR, "color": INK},
     )
     return plot
 
@@ -57,7 +50,7 @@ def _panel(plot: Any, rows: Any, column: int) -> None:
                 "type": "data",
                 "array": (rows["high"] - rows["mean"]).tolist(),
                 "arrayminus": (rows["mean"] - rows["low"]).tolist(),
-                "color": _INK,
+                "color": INK,
                 "thickness": 1.5,
             },
             customdata=[
@@ -71,9 +64,7 @@ def _panel(plot: Any, rows: Any, column: int) -> None:
         col=column,
     )
     title = f"{rows['metric'].iloc[0]} ({rows['unit'].iloc[0]})"
-    plot.update_xaxes(
-        title=title, gridcolor=_GRID, linecolor=_INK, zeroline=False, row=1, col=column
-    )
+    plot.update_xaxes(title=title, gridcolor=GRID, linecolor=INK, zeroline=False, row=1, col=column)
 
 
 def _colours(rows: Any) -> list[str]:
