@@ -6,7 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt
-TEST_EXTRAS := test,tl,nnsight,peft
+LAB_EXTRAS := sae
+TEST_EXTRAS := test,tl,nnsight,peft,sae
 # Two runner processes, one torch thread each: a file stays in one process, so its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 LAB_ARGS ?=
@@ -80,7 +81,7 @@ clean:
 	@touch $@
 
 .venv/lab.stamp: .venv/torch.stamp $(SOURCES)
-	$(PIP) --no-build-isolation -e .
+	$(PIP) --no-build-isolation -e '.[$(LAB_EXTRAS)]'
 	@touch $@
 
 .venv/test.stamp: .venv/torch.stamp $(SOURCES)

@@ -52,6 +52,7 @@ _PACKAGES = (
     "activations",
     "locate",
     "probes",
+    "sae",
     "steering",
     "interventions",
     "decoding",

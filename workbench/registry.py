@@ -18,6 +18,7 @@ FAMILIES: dict[str, str] = {
     "tasks": "workbench.tasks",
     "locate": "workbench.locate",
     "probes": "workbench.probes",
+    "scorers": "workbench.sae.scorers",
     "steering": "workbench.steering",
     "rules": "workbench.rules",
     "stepwise": "workbench.stepwise",

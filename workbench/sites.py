@@ -182,6 +182,17 @@ def _from_tl(text: str) -> str:
     return text
 
 
+def tl_name(site: str | Site) -> str:
+    """The site in TransformerLens' words, which SAELens' files use; the site itself where it has none."""
+    layer, _, part = str(site).partition(".")
+    if not part:
+        return next((hook for hook, ours in _TL_GLOBAL.items() if ours == layer), layer)
+    hooks = (
+        h for h, ours in _TL_BLOCK.items() if ours == part and h not in ("hook_in", "hook_out")
+    )
+    return next((f"blocks.{layer[1:]}.{hook}" for hook in hooks), str(site))
+
+
 def _layers(text: str, layer: str, n_layers: int) -> range:
     if layer == "*":
         return range(n_layers)

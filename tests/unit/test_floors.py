@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "locate",
             "probes",
+            "sae.scorers",
             "steering",
             "decoding",
             "tasks",
@@ -31,7 +32,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     ("machinery", ("prompts", "model", "activations", "interventions")),
-    ("experiments", ("comparison", "patching", "probing", "zoo", "sweep", "rl", "worker")),
+    ("experiments", ("comparison", "patching", "probing", "rl", "sae", "sweep", "worker", "zoo")),
     ("display", ("figures", "reporting")),
     ("doors", ("cli", "lab", "doctor", "catalogue", "__main__", "__init__")),
 )

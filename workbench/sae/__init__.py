@@ -1,0 +1,35 @@
+"""Sparse autoencoders: dictionaries of features, trained and loaded through SAELens.
+
+    dictionary = sae.load("reasoner/L3.resid_post-512", model=model)
+    sae.evaluate(dictionary, model, prompts)                   # FVU, L0, dead features, with controls
+    board = sae.dashboard(dictionary, model, prompts)          # what each feature is for
+    found = sae.search("attribution", dictionary, model, prompts)
+    shift = sae.shift_dims(dictionary, model, queries, demonstrations)     # what fine-tuning will move
+
+Scorers of features are the family `scorers`, one file each in `workbench.sae.scorers`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Dictionary": "workbench.sae.dictionary",
+    "load": "workbench.sae.store",
+    "save": "workbench.sae.store",
+    "shipped": "workbench.sae.store",
+    "stream": "workbench.sae.reading",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"workbench.sae has no {name!r}; it has {', '.join(_HOMES)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
