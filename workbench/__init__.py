@@ -52,6 +52,7 @@ _PACKAGES = (
     "activations",
     "locate",
     "probes",
+    "rl",
     "sae",
     "steering",
     "interventions",

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.benchmarks import measure
 
-NAMES = ("engine", "live", "branches", "startup", "widgets", "steering", "locate")
+NAMES = ("engine", "live", "branches", "startup", "widgets", "steering", "locate", "sae")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Measured speed
 

@@ -1,11 +1,13 @@
-"""Stand-ins for what a method is handed and this project does not train yet."""
+"""Stand-ins for trained dictionaries: random ones of our own form and of SAELens'."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from workbench.sae.dictionary import Dictionary
 from workbench.shapes import Float, Rows, Tensor, Vector
 
 
@@ -58,3 +60,38 @@ def fake_dictionary(
         "relu" if threshold is None else "jumprelu",
         None if threshold is None else torch.full((n,), threshold),
     )
+
+
+def lens_dictionary(
+    d: int,
+    site: str,
+    n_features: int | None = None,
+    architecture: str = "standard",
+    target: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Dictionary:
+    """One of SAELens' own with random weights, biases and thresholds, so that forgotten terms show.
+
+    Decoder rows are of unequal lengths.
+    """
+    from workbench.sae.library import sae_lens
+
+    names = {"standard": "Standard", "jumprelu": "JumpReLU", "gated": "Gated", "topk": "TopK"}
+    kind = names.get(architecture, "Transcoder")
+    name = kind if kind == "Transcoder" else f"{kind}SAE"
+    n = n_features or 2 * d
+    if architecture == "topk":
+        options = {"k": 6} | options
+    if kind == "Transcoder":
+        options = {"d_out": d, "apply_b_dec_to_input": False} | options
+    lens = sae_lens()
+    config = getattr(lens, f"{name}Config")(d_in=d, d_sae=n, **options)
+    sae = getattr(lens, name)(config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for key, p in sae.named_parameters():
+        drawn = torch.randn(p.shape, generator=generator)
+        p.copy_(drawn / d**0.5 if key.startswith("W_") else 0.1 * drawn)
+    if architecture == "jumprelu":
+        sae.threshold.copy_(0.3 + sae.threshold.abs())
+    return Dictionary(sae, site, target or site, name=f"{architecture} {seed}")

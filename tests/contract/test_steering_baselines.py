@@ -967,8 +967,9 @@ def test_a_bad_dictionary_or_feature_is_an_error() -> None:
         fit(mode="minclamp")
     with pytest.raises(UnknownName, match="auroc"):
         fit(by="auc")
-    with pytest.raises(UnknownName, match="activation"):
-        fit(replace(dictionary, activation="topk"))
+    for mode in ("clamp", "min_clamp", "scale"):
+        with pytest.raises(WorkbenchError, match="'topk' have no score of their own.*mode='add'"):
+            fit(replace(dictionary, activation="topk"), mode=mode)
     with pytest.raises(UnknownName, match=r"L9\.resid_post"):
         fit(replace(dictionary, site="L9.resid_post"))
     with pytest.raises(WorkbenchError, match="encoder_row.*not what encode computes"):
@@ -981,6 +982,13 @@ def test_a_bad_dictionary_or_feature_is_an_error() -> None:
     assert fit(silent, feature=3, largest=50).params["largest"] == 50.0
     with pytest.raises(WorkbenchError, match="above 0"):
         fit(largest=-1.0)
+
+
+def test_a_feature_without_a_score_of_its_own_is_chosen_and_added() -> None:
+    contrast, dictionary = coded()
+    plain = steering.SaeFeature().fit(contrast, dictionary=dictionary)
+    topk = steering.SaeFeature().fit(contrast, dictionary=replace(dictionary, activation="topk"))
+    assert topk.params == plain.params and torch.equal(shift(topk), shift(plain))
 
 
 # --- data that are too few ------------------------------------------------------------------------

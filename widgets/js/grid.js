@@ -75,7 +75,7 @@ function coloursOf(values, scale) {
  * `paint` takes {rows, cols: [labels], values: {shape: [r, c], values}, scale: {kind: "sequential"|"diverging",
  *   lo, hi, log: colours by the logarithm, reverse: low is bright}, and optionally texts: [[string]] | (r, c) => string, rowName, colName, unit: words beside the
  *   colour bar, marks: (r, c) => bool (outlined), chosen: {row, col} (labels in the accent colour),
- *   tip: (r, c) => string (hover, lines by \n), say: (r, c) => string (screen reader), cellWidth, cellHeight, textsAreValues: the table has the value alone}.
+ *   tip: (r, c) => string (hover, lines by \n), say: (r, c) => string (screen reader), cellWidth, cellHeight, upright: column labels turned (by their width where left out), textsAreValues: the table has the value alone}.
  *   Rows are drawn from the top in the order given. Labels and texts are shown as they are: use `visible` on tokens.
  */
 export function grid(view, { label, onCursor, onSelect, maxHeight = 620 }) {

@@ -15,7 +15,7 @@ export function layout(picture, room, maxHeight) {
   const { shape: [rows, cols], texts } = picture;
   const cellWidth = picture.cellWidth ?? (texts ? 58 : Math.max(10, Math.min(28, (room - 60) / (cols || 1))));
   const cellHeight = picture.cellHeight ?? (texts ? 20 : Math.min(22, cellWidth));
-  const upright = cellWidth < UPRIGHT_BELOW;
+  const upright = picture.upright ?? cellWidth < UPRIGHT_BELOW;
   const longest = (labels) => labels.reduce((most, label) => Math.max(most, String(label).length), 0) * ADVANCE;
   const gutter = Math.ceil(Math.min(LONGEST_GUTTER, longest([...picture.rows, picture.rowName])) + 10);
   const header = upright ? Math.ceil(Math.min(LONGEST_HEADER, longest(picture.cols)) + 8) : LINE + 6;

@@ -177,7 +177,7 @@ async function copyCode(view) {
 
 function openLive(view) {
   view.child.wait();
-  view.fetch("open").then(({ opened: reference }) => view.child.draw(reference), (error) => view.complain(error));
+  view.fetch("open").then(({ opened: reference }) => view.child.draw(reference), (error) => { view.child.failed(); view.complain(error); });
 }
 
 export default { render: (context) => { mount(context, labOf(context.host)); } };

@@ -9,8 +9,9 @@ const WORDS = "lab.live() in a cell shows this edit in a LiveEdit.";
 /**
  * @param {import("../js/base.js").View} view
  * @param {{getWidget: (reference: string) => Promise<{render: (context: {el: HTMLElement, signal: AbortSignal}) => Promise<void>}>}|undefined} host
+ * @param {string} words said where it cannot
  */
-export function opened(view, host) {
+export function opened(view, host, words = WORDS) {
   const note = h("div", { class: "wb-quiet wb-small", role: "status" }), place = h("div", { class: "wb-lab-child" });
   let shown = "", stop = null;
   const draw = async (reference) => {
@@ -18,7 +19,7 @@ export function opened(view, host) {
     shown = reference;
     stop?.abort();
     place.replaceChildren();
-    if (!host?.getWidget) return void (note.textContent = WORDS);
+    if (!host?.getWidget) return void (note.textContent = words);
     stop = new AbortController();
     const { signal } = stop;
     try {
@@ -28,12 +29,13 @@ export function opened(view, host) {
       place.append(el);
       note.textContent = "";
     } catch {
-      note.textContent = WORDS;
+      note.textContent = words;
     }
   };
   return {
     element: h("div", {}, note, place), draw,
     wait() { note.textContent = "opening…"; },
+    failed() { note.textContent = ""; },
   };
 }
 

@@ -94,13 +94,14 @@ def record(
     lengths, many = _measure(model, prompts)
     lengths = _with_completions(lengths, completions)
     job = _Job(model, many, completions, tuple(edits), names, pool, tuple(lengths))
-    plan = job.plan()
     size = batch_size or model.fitting_batch(many, max(map(len, completions or [[]])))
     budget = CPU_TOKENS if batch_size is None and model.device.type == "cpu" else None
     if path is None:
-        with _bar(plan, len(many), progress) as bar:
+        # a plan costs a run, which counts where few prompts are read at a time
+        with _bar(job.plan() if progress else None, len(many), progress) as bar:
             return job.part(range(len(many)), size, budget, bar)
     _refuse_more_than_prompts(path, completions, job.edits)
+    plan = job.plan()
     per_shard = max(1, min(len(many), SHARD_BYTES * len(many) // max(plan.bytes, 1)))
     folder = store.open_folder(Path(path), model.fingerprint, many, names, pool, per_shard)
     with _bar(plan, len(many), progress) as bar:
@@ -229,7 +230,7 @@ def _in_order(parts: list[torch.Tensor], order: list[int]) -> Rows:
     return rows if order == list(range(len(order))) else rows[torch.tensor(order)]
 
 
-def _bar(plan: Plan, prompts: int, progress: bool) -> Any:
+def _bar(plan: Plan | None, prompts: int, progress: bool) -> Any:
     return tqdm(total=prompts, desc=f"record {plan}", unit="prompt", disable=not progress)
 
 

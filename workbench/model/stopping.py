@@ -27,6 +27,13 @@ def stoppable(check: Callable[[], None]) -> Iterator[None]:
         _check.reset(token)
 
 
+def check() -> None:
+    """Raise where somebody asked this thread to stop; for long loops that call no model themselves."""
+    ask = _check.get()
+    if ask is not None:
+        ask()
+
+
 @contextmanager
 def watched(backend: Any) -> Iterator[None]:
     """While open, blocks of the backend's module check; free where nobody asked to."""

@@ -124,6 +124,33 @@ class Head:
         self._check(resid, direction, constant, plus, minus)
         return direction.float(), constant.float()
 
+    @torch.no_grad()
+    def effects(
+        self, directions: Float[Tensor, "direction d"], resid: Float[Tensor, "case d"]
+    ) -> Float[Tensor, "direction vocab"]:
+        """Logits, less their mean, that a unit of each direction adds on its straight way to the head.
+
+        The final norm's scale is frozen at its median over `resid`; a soft cap is left out.
+
+        Args:
+            directions: of the residual stream.
+            resid: residual streams that enter the final norm.
+
+        Raises:
+            WorkbenchError: the final norm is neither an RMS nor a layer norm, or the unembedding's
+                weights are not at hand.
+        """
+        weight, _ = self._unembedding()
+        resid = resid.to(weight.device, self._model.dtype)
+        norm = _taken_apart(self._final_norm, resid.shape[-1], resid.dtype, resid.device)
+        scale, fit = norm.scale(self._final_norm, resid)
+        if fit > self._tolerance:
+            raise _not_linear("the final norm is neither an RMS nor a layer norm", fit)
+        inner = directions.to(weight.device).double()
+        inner = inner - inner.mean(-1, keepdim=True) if norm.centred else inner
+        logits = (inner * norm.gamma * scale.median()).float() @ weight.float().mT
+        return logits - logits.mean(-1, keepdim=True)
+
     @property
     def _tolerance(self) -> float:
         return 1e-4 + 4 * torch.finfo(self._model.dtype).eps

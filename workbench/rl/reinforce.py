@@ -73,27 +73,36 @@ class Reinforce:
                 is no number.
         """
         asked, check = self._checked(model, prompts, steps, check), check or tasks.check
+        name = type(self).__name__
         edits = [edits] if isinstance(edits, Intervention) else list(edits)
         policy = trainable_copy(model)
         weights = [p for p in policy.hf.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0)
-        order, curve = _epochs(asked, self.prompts_per_step, seed), []
+        order, curve = epochs(asked, self.prompts_per_step, seed), []
         for i in range(steps):
             texts = self._sampled(policy, next(order), edits, seeds.derive(seed, "rollout", i))
             rewards = _rewards(texts, check).reshape(-1, self.samples)
             given = _shuffled(rewards, seeds.derive(seed, "shuffle", i))
-            logprob = completion_logprob(policy, texts, edits)
-            loss = policy_loss(logprob.reshape_as(rewards), given if shuffle_rewards else rewards)
-            optimiser.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(weights, self.max_grad_norm)
-            optimiser.step()
-            step = Step(i, steps, tuple(rewards.mean(1).tolist()), loss.item(), norm.item())
+            loss = self.loss(policy, model, texts, given if shuffle_rewards else rewards, edits)
+            norm = descend(loss, weights, optimiser, self.max_grad_norm, f"{name}.train, step {i}")
+            step = Step(i, steps, tuple(rewards.mean(1).tolist()), loss.item(), norm)
             curve.append(step)
             if on_step is not None:
                 on_step(step)
         policy.hf.requires_grad_(False)
         return TrainedArm(policy, tuple(curve))
+
+    def loss(
+        self,
+        policy: Any,
+        start: Any,  # noqa: ARG002  for trainers that stay near it
+        texts: Sequence[Generation],
+        rewards: Float[Tensor, "prompt sample"],
+        edits: Iterable[Intervention],
+    ) -> Float[Tensor, ""]:
+        """What a step lowers. `start` is the model before training."""
+        logprob = completion_logprob(policy, texts, edits)
+        return policy_loss(logprob.reshape_as(rewards), rewards)
 
     def _sampled(
         self, policy: Any, prompts: list[Prompt], edits: list[Intervention], seed: int
@@ -109,24 +118,9 @@ class Reinforce:
 
     def _checked(self, model: Any, prompts: Any, steps: int, check: Check | None) -> list[Prompt]:
         many = as_prompts(prompts)
-        if steps < 1:
-            raise _refused("has no steps", "at least 1", steps, "raise steps")
-        if torch.finfo(model.dtype).bits < 32:
-            raise _refused(
-                "would lose its steps to rounding",
-                "weights in float32",
-                model.dtype,
-                "load the model with dtype='float32'",
-            )
+        check_trainable(model, steps, f"{type(self).__name__}.train")
         if self.samples < 2:
             raise _refused("needs a baseline", "at least 2 samples", self.samples, "raise samples")
-        if model.backend.name != "transformers":
-            raise _refused(
-                "trains the module itself",
-                "the backend 'transformers'",
-                model.backend.name,
-                "wb.load(..., backend='transformers')",
-            )
         if check is None and any(p.task is None or p.answer is None for p in many):
             raise _refused(
                 "has no reward",
@@ -158,16 +152,74 @@ def completion_logprob(
     policy: Any, texts: Sequence[Generation], edits: Iterable[Intervention]
 ) -> Float[Tensor, " sample"]:
     """Log-probability in nats of each whole completion under the edited policy, with its gradient."""
+    lines = completion_lines(policy, texts, edits, grad=True)
+    return torch.stack([drawn_logprob(line, text) for line, text in zip(lines, texts, strict=True)])
+
+
+def completion_lines(
+    policy: Any, texts: Sequence[Generation], edits: Iterable[Intervention], grad: bool = False
+) -> list[Float[Tensor, "_ vocab"]]:
+    """Per completion, log-probabilities in nats of every token at each of its positions."""
     trace = policy.run(
-        [t.prompt for t in texts], edits=list(edits), completions=[t.ids for t in texts], grad=True
+        [t.prompt for t in texts], edits=list(edits), completions=[t.ids for t in texts], grad=grad
     )
-    sums = []
-    for row, text in enumerate(texts):
-        # left padding: the last column decides a token that nobody drew
-        logits = trace.logits[row, -len(text.ids) - 1 : -1].float()
-        ids = torch.tensor(text.ids, device=logits.device)[:, None]
-        sums.append(logits.log_softmax(-1).gather(1, ids).sum())
-    return torch.stack(sums)
+    # left padding: the last column decides a token that nobody drew
+    return [
+        trace.logits[row, -len(text.ids) - 1 : -1].float().log_softmax(-1)
+        for row, text in enumerate(texts)
+    ]
+
+
+def drawn_logprob(line: Float[Tensor, "token vocab"], text: Generation) -> Float[Tensor, ""]:
+    """Log-probability of the whole completion."""
+    return line.gather(1, torch.tensor(text.ids, device=line.device)[:, None]).sum()
+
+
+def descend(
+    loss: Tensor, weights: list[Tensor], optimiser: Any, max_grad_norm: float, where: str
+) -> float:
+    """One update down the gradient, cut to `max_grad_norm`; the norm that it had before.
+
+    Raises:
+        WorkbenchError: the loss or its gradient is no number: the weights stay as they were.
+    """
+    optimiser.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
+    if not bool(loss.isfinite() & norm.isfinite()):
+        raise WorkbenchError(
+            where,
+            "training has diverged",
+            expected="a finite loss and gradient",
+            got=f"loss {loss.item()}, gradient norm {norm.item()}",
+            do="lower the learning rate",
+        )
+    optimiser.step()
+    return norm.item()
+
+
+def check_trainable(model: Any, steps: int, where: str) -> None:
+    """WorkbenchError where `steps` or the model's dtype or backend rule training out."""
+    if steps < 1:
+        raise WorkbenchError(
+            where, "has no steps", expected="at least 1", got=steps, do="raise steps"
+        )
+    if torch.finfo(model.dtype).bits < 32:
+        raise WorkbenchError(
+            where,
+            "would lose its steps to rounding",
+            expected="weights in float32",
+            got=model.dtype,
+            do="load the model with dtype='float32'",
+        )
+    if model.backend.name != "transformers":
+        raise WorkbenchError(
+            where,
+            "trains the module itself",
+            expected="the backend 'transformers'",
+            got=model.backend.name,
+            do="wb.load(..., backend='transformers')",
+        )
 
 
 def trainable_copy(model: Any) -> Any:
@@ -179,7 +231,7 @@ def trainable_copy(model: Any) -> Any:
     return replace(model, hf=hf, backend=made, name=f"{model.name} (trained)", source=None)
 
 
-def _epochs(prompts: list[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
+def epochs(prompts: list[Any], size: int, seed: int) -> Iterator[list[Any]]:
     """Batches without end; every prompt once before any comes again."""
     rng, waiting = random.Random(seeds.derive(seed, "order")), []
     while True:

@@ -16,13 +16,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.errors import WorkbenchError
 from workbench.shapes import Codes, Float, Rows, Tensor, Vector
 from workbench.tensors import Fingerprint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HISTORY = ("tokens", "loss", "fvu", "l0", "dead")
 
 CODE_BYTES = 64 * 2**20
 """Codes that are held at once while rows are encoded for their reconstruction."""
@@ -70,14 +75,40 @@ class Dictionary:
         return int(self.sae.cfg.d_in)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of its training here: tokens, seed, options, `history`; empty if elsewhere."""
+        ours = self.sae.cfg.metadata.get("workbench")
+        return dict(ours.get("training") or {}) if isinstance(ours, dict) else {}
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Its training in rows: `tokens` seen, `loss`, `fvu` and `l0` of that batch, `dead` share.
+
+        Empty where it was not trained here.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.facts.get("history") or {}, columns=list(HISTORY))
+
+    @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return self.sae.W_dec.device
 
     @property
     def decoder(self) -> Float[Tensor, "feature out"]:
-        """What each feature writes per unit of activation."""
-        return self.sae.W_dec.detach()
+        """What each feature writes per unit of activation; of a dictionary that `rescales`, per unit
+        of the normalised row.
+        """
+        rows = self.sae.W_dec.detach()
+        # such features count what they write, whatever the length of the row that is stored
+        counted = getattr(self.sae.cfg, "rescale_acts_by_decoder_norm", False)
+        return rows / rows.norm(dim=-1, keepdim=True) if counted else rows
+
+    @property
+    def rescales(self) -> bool:
+        """Whether each row is normalised by its own size, so that what a feature writes depends on it."""
+        return self.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
 
     @property
     def activation(self) -> str:
@@ -132,17 +163,17 @@ class Dictionary:
         """The reconstruction from activations.
 
         Raises:
-            WorkbenchError: another number of features, or a dictionary that normalises each row:
-                what it took out of the row is not in the codes.
+            WorkbenchError: another number of features, or a dictionary whose codes are not all: it
+                normalises each row, or carries a part of it past the features.
         """
         if codes.shape[-1] != self.n_features:
             raise _misfit("decode", "codes", self.n_features, codes)
-        if self.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+        if self._needs_rows:
             raise WorkbenchError(
                 "Dictionary.decode",
-                "this dictionary normalises each row, and codes alone do not say by how much",
+                "what this dictionary gives back depends on the row as well as on its codes",
                 expected="rows",
-                got=f"normalisation {self.sae.cfg.normalize_activations!r}",
+                got=f"{self.architecture}, normalisation {self.sae.cfg.normalize_activations!r}",
                 do="use reconstruct(rows)",
             )
         return self.sae.decode(codes.to(self.device, self.sae.dtype))
@@ -150,8 +181,10 @@ class Dictionary:
     @torch.no_grad()
     def reconstruct(self, rows: Rows) -> Float[Tensor, "row out"]:
         """What the features say the activations (at `target`) are; codes are held in parts only."""
-        parts = [self.sae.decode(self._encode(part)) for part in self._parts(rows)]
-        return torch.cat(parts)
+        # the module itself, not decode(encode(...)): some transcoders add a part of the input
+        return torch.cat(
+            [self.sae(part.to(self.device, self.sae.dtype)) for part in self._parts(rows)]
+        )
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Dictionary:
         """A dictionary elsewhere; this one stays where it is."""
@@ -161,6 +194,11 @@ class Dictionary:
             device=torch.device(device), dtype=dtype or self.sae.dtype
         )
         return replace(self, sae=moved)
+
+    @property
+    def _needs_rows(self) -> bool:
+        normed = self.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
+        return normed or hasattr(self.sae, "W_skip")
 
     def _encode(self, rows: Rows) -> Codes:
         codes = self.sae.encode(rows.to(self.device))
@@ -174,15 +212,20 @@ class Dictionary:
     def _checked(self, rows: Rows, verb: str) -> Rows:
         if rows.shape[-1] != self.d:
             raise _misfit(verb, f"rows at {self.site}", self.d, rows)
-        if not bool(rows.isfinite().all()):
-            raise WorkbenchError(
-                f"Dictionary.{verb}",
-                "the activations hold NaN or infinity",
-                expected="finite numbers",
-                got=f"{int((~rows.isfinite()).any(-1).sum())} of {len(rows)} rows",
-                do="load the model in bfloat16 or float32, and look at its activations",
-            )
+        check_finite(f"Dictionary.{verb}", rows)
         return rows
+
+
+def check_finite(where: str, rows: Rows) -> None:
+    """Refuse activations with NaN or infinity in them."""
+    if not bool(rows.isfinite().all()):
+        raise WorkbenchError(
+            where,
+            "the activations hold NaN or infinity",
+            expected="finite numbers",
+            got=f"{int((~rows.isfinite()).any(-1).sum())} of {len(rows)} rows",
+            do="load the model in bfloat16 or float32, and look at its activations",
+        )
 
 
 def _misfit(verb: str, what: str, expected: int, got: Tensor) -> WorkbenchError:

@@ -21,7 +21,7 @@ def check_fits(dictionary: Dictionary, model: Any, where: str, *, force: bool = 
         WorkbenchError: another width, a layer that the model lacks, or another model.
         SiteUnavailable: a site that the model's backend cannot read.
     """
-    for site in sites.parse(dictionary.site, model.n_layers):
+    for site in sites.parse_all([dictionary.site, dictionary.target], model.n_layers):
         model.backend.check(site, write=False)
     width = _width(dictionary.site, model.dims)
     if width is not None and width != dictionary.d:

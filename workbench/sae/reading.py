@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from workbench.errors import PromptError
 from workbench.model.tokens import as_prompts
 from workbench.records import Prompt
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.fitting import check_fits
-from workbench.shapes import Codes, Int, Rows, Tensor
+from workbench.shapes import Bool, Codes, Int, Rows, Tensor
 from workbench.tensors import Intervention
 
 PART_BYTES = 64 * 2**20
-"""Codes of one part; its activations are smaller."""
+"""Codes of one part, or its activations where those are wider. A prompt is never split."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def stream(
     *,
     completions: Sequence[Sequence[int]] | None = None,
     edits: Sequence[Intervention] = (),
+    last: Sequence[int] | None = None,
     special: bool = False,
     force: bool = False,
     progress: bool = True,
@@ -57,6 +59,7 @@ def stream(
         prompts: text, prompts, or a list of either.
         completions: ids read after each prompt.
         edits: applied while the model reads.
+        last: how many tokens at the end of each prompt with its completion are kept; all by default.
         special: keep tokens such as the first one of a text, whose activations are often of another
             size than all others; SAELens leaves them out of training as well.
         force: read another model than the dictionary was trained on.
@@ -67,39 +70,106 @@ def stream(
         PromptError: a prompt that is empty or longer than the context.
     """
     check_fits(dictionary, model, "sae.stream", force=force)
-    many = as_prompts(prompts)
-    tails = [list(tail) for tail in completions] if completions is not None else [[]] * len(many)
-    ids = [_ids(model, prompt, tail) for prompt, tail in zip(many, tails, strict=True)]
-    left_out = torch.tensor([] if special else sorted(set(model.tokenizer.all_special_ids)))
-    with tqdm(total=len(many), desc="features", unit="prompt", disable=not progress) as bar:
-        for start, stop in _parts(dictionary, [len(one) for one in ids]):
-            given = tails[start:stop] if completions is not None else None
-            cut = [edit.for_rows(start, stop - start) for edit in edits]
-            acts = model.record(
-                many[start:stop],
-                dictionary.site,
-                pool="all",
-                completions=given,
-                edits=cut,
-                progress=False,
-            )
-            lengths = torch.tensor([len(one) for one in ids[start:stop]])
-            owners = torch.arange(start, stop).repeat_interleave(lengths)
-            read = torch.cat(ids[start:stop])
-            keep = ~torch.isin(read, left_out)
-            rows = acts[dictionary.site][keep].to(dictionary.device)
-            where = torch.tensor(acts.positions)[keep]
-            yield Part(rows, dictionary.encode(rows), read[keep], owners[keep], where)
+    text = tokenised(model, prompts, completions, last=last, special=special)
+    width = max(dictionary.n_features, dictionary.d)
+    lengths = [len(one) for one in text.ids]
+    with tqdm(total=len(lengths), desc="features", unit="prompt", disable=not progress) as bar:
+        for start, stop in _parts(PART_BYTES // (4 * width), lengths):
+            some = range(start, stop)
+            rows, where = text.rows(model, dictionary.site, some, edits)
+            rows = rows.to(dictionary.device)
+            ids = torch.cat([text.ids[i][text.kept[i]] for i in some])
+            owners = torch.arange(start, stop).repeat_interleave(text.counts[start:stop])
+            yield Part(rows, dictionary.encode(rows), ids, owners, where)
             bar.update(stop - start)
 
 
-def _ids(model: Any, prompt: Prompt, tail: list[int]) -> Int[Tensor, " pos"]:
-    return model.tokens(prompt, completions=[tail]).ids[0].cpu()
+@dataclass(frozen=True)
+class Tokenised:
+    """Prompts as tokens, and which of these count.
+
+    Attributes:
+        prompts: what is read.
+        tails: ids read after each prompt; None where nothing is.
+        ids: all tokens of each prompt with its tail.
+        kept: which of these count; False for special tokens that are left out.
+    """
+
+    prompts: list[Prompt]
+    tails: list[list[int]] | None
+    ids: list[Int[Tensor, " _"]]
+    kept: list[Bool[Tensor, " _"]]
+
+    @property
+    def counts(self) -> Int[Tensor, " prompt"]:
+        """How many tokens of each prompt count."""
+        return torch.tensor([int(one.sum()) for one in self.kept], dtype=torch.long)
+
+    def rows(
+        self, model: Any, site: str, some: Sequence[int], edits: Sequence[Intervention] = ()
+    ) -> tuple[Rows, Int[Tensor, " row"]]:
+        """Activations of the tokens that count of some prompts, and their positions, on the CPU.
+
+        Edits that hold something per prompt need `some` to be a run of prompts.
+        """
+        acts = model.record(
+            [self.prompts[i] for i in some],
+            site,
+            pool="all",
+            completions=None if self.tails is None else [self.tails[i] for i in some],
+            edits=[edit.for_rows(some[0], len(some)) for edit in edits],
+            progress=False,
+        )
+        keep = torch.cat([self.kept[i] for i in some])
+        (values,) = acts.values.values()
+        return values[keep], torch.tensor(acts.positions)[keep]
 
 
-def _parts(dictionary: Dictionary, lengths: list[int]) -> Iterator[tuple[int, int]]:
-    """Runs of whole prompts whose codes stay within the budget."""
-    budget = PART_BYTES // (4 * dictionary.n_features)
+def tokenised(
+    model: Any,
+    prompts: Any,
+    completions: Sequence[Sequence[int]] | None = None,
+    *,
+    last: Sequence[int] | None = None,
+    special: bool = False,
+) -> Tokenised:
+    """Tokens of every prompt, and which of them count.
+
+    Args:
+        last: how many at the end of each prompt with its completion count; all by default.
+        special: whether special tokens count.
+
+    Raises:
+        PromptError: a prompt that is empty or longer than the context; not one completion or `last` per
+            prompt.
+    """
+    many = as_prompts(prompts)
+    for name, given in (("completions", completions), ("last", last)):
+        if given is not None and len(given) != len(many):
+            raise PromptError(
+                f"sae.stream({name}=...)",
+                "are not one per prompt",
+                expected=len(many),
+                got=len(given),
+                do="pass as many as there are prompts",
+            )
+    tails = [list(map(int, tail)) for tail in completions] if completions is not None else None
+    ids = [
+        model.tokens(prompt, completions=[tails[i]] if tails else None).ids[0].cpu()
+        for i, prompt in enumerate(many)
+    ]
+    left_out = torch.tensor(
+        [] if special else sorted(set(model.tokenizer.all_special_ids)), dtype=torch.long
+    )
+    kept = [~torch.isin(one, left_out) for one in ids]
+    if last is not None:
+        ends = [torch.arange(len(one), 0, -1) <= n for one, n in zip(ids, last, strict=True)]
+        kept = [one & end for one, end in zip(kept, ends, strict=True)]
+    return Tokenised(many, tails, ids, kept)
+
+
+def _parts(budget: int, lengths: list[int]) -> Iterator[tuple[int, int]]:
+    """Runs of whole prompts whose tokens stay within the budget."""
     start, held = 0, 0
     for i, length in enumerate(lengths):
         if held and held + length > budget:

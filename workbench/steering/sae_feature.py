@@ -12,7 +12,13 @@ The autoencoder's reconstruction error stays in h: only the feature's own direct
 The dictionary is any object like `Dictionary` below: it acts at one `site`, and `encoder_row(j)`
 gives weight and bias of feature j as they act on the activation itself (a bias that the coder
 subtracts from its input folded in), so that `f_j = act(weight . h + bias)`; `fit` checks this on its
-rows. Weights are copied into the edit, which then needs no autoencoder.
+rows. Weights are copied into the edit, which then needs no autoencoder. Where features depend on one another
+(top-k) or on the row's length there is no such row: `add` writes the decoder row all the same, the other
+modes are refused, for nothing that an edit holds says how active the feature is. A dictionary that reads
+one site and writes another (a transcoder, `target`) has `add` alone as well, at `target`.
+
+Edits of several features act in their order, each on what the one before has left: additions are the same
+in any order, clamps only where no feature's decoder row moves another feature's score.
 
 Shapes: rows `[row, d]`; `shift` d_j (times m_j for `add`) and `probe` `[d]`; `probe_bias`,
     `threshold` `[]`.
@@ -24,7 +30,7 @@ Source: Templeton et al. (2024), Scaling Monosemanticity,
 Differs from the paper: features are chosen by the two classes, not by their descriptions. Where m_j
     is not above 0 AxBench takes 50; here that is an error, and `largest` gives a number of one's own.
     AxBench's "subspace clamp" takes away relu(h . v) alone, so that negative projections stay; it is
-    not offered. Features that depend on one another (top-k) are refused.
+    not offered. Templeton et al. clamp a feature of a whole forward pass; here a scope says where.
 """
 
 from __future__ import annotations
@@ -38,7 +44,7 @@ from workbench.errors import WorkbenchError, unknown
 from workbench.registry import Citation, register
 from workbench.shapes import Float, Rows, Tensor, Vector
 from workbench.steering.base import Need, SteeringMethod, sites_of
-from workbench.tensors import Contrast, Intervention, above_zero, finite
+from workbench.tensors import Contrast, Fingerprint, Intervention, above_zero, finite
 
 UNITS = {
     "add": "largest activations of the feature",
@@ -54,9 +60,12 @@ class Dictionary(Protocol):
     """A sparse autoencoder as this method reads it.
 
     Attributes:
-        site: where it was trained, such as "L6.resid_post".
-        activation: "relu", or "jumprelu" with `threshold` `[feature]` in the pre-activation.
+        site: what it reads, such as "L6.resid_post".
+        activation: "relu", or "jumprelu" with `threshold` `[feature]` in the pre-activation; another word
+            where a feature has no score of its own.
         decoder: `[feature, d]`.
+        target: where it writes, if that is another site.
+        rescales: True where what a feature writes depends on the row's length.
     """
 
     site: str
@@ -106,9 +115,10 @@ class SaeFeature(SteeringMethod):
         """The edit at the dictionary's site; other recorded sites are left alone.
 
         Raises:
-            UnknownName: no such mode, choice, activation, or the dictionary's site is not recorded.
+            UnknownName: no such mode or choice, or the dictionary's site is not recorded.
             WorkbenchError: no such feature, none that the positive class activates more, one that
-                never fires, or an `encoder_row` that is not what `encode` computes.
+                never fires, an `encoder_row` that is not what `encode` computes, or a mode that needs one
+                where features have none.
         """
         self._check(dictionary)
         at = str(dictionary.site)
@@ -119,30 +129,51 @@ class SaeFeature(SteeringMethod):
         codes = (dictionary.encode(rows.float().to(device)) for rows in found[at])
         active = tuple(code.detach().double().cpu() for code in codes)
         j = self._chosen(*active)
+        if dictionary.activation in ACTIVATIONS:
+            _agrees(_probe(dictionary, j), torch.cat(found[at]), torch.cat(active)[:, j], at, j)
         largest = self._largest(j, torch.cat(active)[:, j])
-        tensors = _weights(dictionary, j)
-        _agrees(tensors, torch.cat(found[at]), torch.cat(active)[:, j], at, j)
-        if self.mode == "add":
-            tensors = {"shift": largest * tensors["shift"]}
+        return self.edit(dictionary, j, largest, contrast.model)
+
+    def edit(
+        self, dictionary: Any, feature: int, largest: float, model: Fingerprint | None = None
+    ) -> Intervention:
+        """The edit of one feature whose largest activation is known; no rows are needed.
+
+        Raises:
+            UnknownName, WorkbenchError: what `fit` raises of the options and the dictionary.
+        """
+        self._check(dictionary)
+        j, adds = _within(feature, len(dictionary.decoder)), self.mode == "add"
+        row = dictionary.decoder[j].detach().float().cpu()
+        tensors = (
+            {"shift": largest * row} if adds else _probe(dictionary, j) | {"shift": row.clone()}
+        )
+        finite(f"SaeFeature(feature {j})", float(tensors["shift"].abs().sum()))
         return Intervention(
             "sae_feature",
-            "affine" if self.mode == "add" else "adaptive",
-            {at: tensors},
+            "affine" if adds else "adaptive",
+            {_target(dictionary) if adds else str(dictionary.site): tensors},
             unit=UNITS[self.mode],
             params=self._params(j, largest),
-            model=contrast.model,
+            model=model,
             conditional=self.mode in ("min_clamp", "scale")
             or (self.mode == "clamp" and self.level == 0),
         )
 
     def _check(self, dictionary: Any) -> None:
-        for name, value, known in (
-            ("mode", self.mode, UNITS),
-            ("by", self.by, CHOICES),
-            ("dictionary.activation", dictionary.activation, ACTIVATIONS),
-        ):
+        for name, value, known in (("mode", self.mode, UNITS), ("by", self.by, CHOICES)):
             if value not in known:
                 raise unknown(f"SaeFeature({name})", name, value, known)
+        if getattr(dictionary, "rescales", False):
+            raise _unfit(
+                dictionary, "what a feature writes depends on the length of each row", "none"
+            )
+        if self.mode != "add":
+            if _target(dictionary) != str(dictionary.site):
+                raise _unfit(dictionary, "it reads one site and writes another", "add")
+            if dictionary.activation not in ACTIVATIONS:
+                wrong = f"features of {dictionary.activation!r} have no score of their own"
+                raise _unfit(dictionary, wrong, "add")
         finite("SaeFeature(level)", float(self.level))
         if self.largest is not None:
             above_zero("SaeFeature(largest)", self.largest)
@@ -155,17 +186,8 @@ class SaeFeature(SteeringMethod):
         return params if self.mode == "scale" else params | {"max_strength": 1.0}
 
     def _chosen(self, positive: Rows, negative: Float[Tensor, "other d"]) -> int:
-        n = positive.shape[1]
         if self.feature is not None:
-            if 0 <= self.feature < n:
-                return self.feature
-            raise WorkbenchError(
-                "SaeFeature(feature)",
-                "the dictionary has no such feature",
-                expected=f"0 to {n - 1}",
-                got=self.feature,
-                do="count from 0",
-            )
+            return _within(self.feature, positive.shape[1])
         scores = positive.mean(0) - negative.mean(0)
         if self.by == "auroc":
             scores = _auroc(positive, negative) - 0.5
@@ -175,7 +197,7 @@ class SaeFeature(SteeringMethod):
             "SaeFeature.fit",
             "no feature is more active on the positive class",
             expected="a feature that tells the classes apart",
-            got=f"{n} features, none above 0 by {self.by}",
+            got=f"{positive.shape[1]} features, none above 0 by {self.by}",
             do="say feature=..., or record where the dictionary was trained",
         )
 
@@ -193,7 +215,35 @@ class SaeFeature(SteeringMethod):
         )
 
 
-def _weights(dictionary: Any, feature: int) -> dict[str, Tensor]:
+def _within(feature: int, n: int) -> int:
+    if 0 <= feature < n:
+        return int(feature)
+    raise WorkbenchError(
+        "SaeFeature(feature)",
+        "the dictionary has no such feature",
+        expected=f"0 to {n - 1}",
+        got=feature,
+        do="count from 0",
+    )
+
+
+def _target(dictionary: Any) -> str:
+    """Where the dictionary writes."""
+    return str(getattr(dictionary, "target", dictionary.site))
+
+
+def _unfit(dictionary: Any, wrong: str, left: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"SaeFeature at {dictionary.site}",
+        f"{wrong}, so that no edit can tell or set how active one is",
+        expected="a dictionary of relu or jumprelu features of one site",
+        got=f"{dictionary.activation} features of {dictionary.site}, written to {_target(dictionary)}",
+        do="mode='add' works" if left == "add" else "take another dictionary",
+    )
+
+
+def _probe(dictionary: Any, feature: int) -> dict[str, Tensor]:
+    """How active the feature is, as weight, bias and threshold of the activation itself."""
     weight, bias = dictionary.encoder_row(feature)
     threshold = torch.zeros(())
     if dictionary.activation == "jumprelu":
@@ -202,7 +252,6 @@ def _weights(dictionary: Any, feature: int) -> dict[str, Tensor]:
         "probe": weight.detach().float().cpu().clone(),
         "probe_bias": torch.as_tensor(bias).detach().float().cpu().clone(),
         "threshold": threshold,
-        "shift": dictionary.decoder[feature].detach().float().cpu().clone(),
     }
 
 

@@ -35,6 +35,24 @@ def build_command(
         print(build(chosen, out, steps=steps, seed=seed, threads=threads, checkpoint=saved))
 
 
+@app.command("saes")
+def saes_command(
+    name: Annotated[str, typer.Argument(help="The shipped model.")] = "reasoner",
+    out: Annotated[Path, typer.Option(help="Where the dictionaries' folder goes.")] = Path(
+        "data/saes"
+    ),
+    seed: Annotated[int, typer.Option(help="Decides weights and training text.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to save to and continue from.")
+    ] = None,
+) -> None:
+    """Train, measure and write the dictionaries of a model; minutes each on one core."""
+    from workbench.zoo.saes import build_saes
+
+    print(build_saes(name, out, seed=seed, threads=threads, checkpoint=checkpoint))
+
+
 @app.command("manifest")
 def manifest_command(
     data: Annotated[Path, typer.Option(help="The folder of shipped files.")] = Path("data"),

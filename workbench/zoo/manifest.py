@@ -13,7 +13,7 @@ was taken from elsewhere.
 | folder | origin |
 | --- | --- |
 | `models/` | `python -m workbench.zoo build all`: trained from a seed on generated text |
-| `saes/` | sparse autoencoders trained with SAELens on activations of `models/` |
+| `saes/` | `python -m workbench.zoo saes`: sparse autoencoders of `models/`, trained with SAELens |
 | `prompts/` | prompt sets written for this project or drawn from `workbench.tasks` |
 | `golden/` | reference figures computed by this project's tests |
 

@@ -24,4 +24,14 @@ WIDGETS = {
     "neuron='L2.mlp_post[neuron=3]').choose(1, 2)",
     "ProbeStrip": "widgets.ProbeStrip(model, prompts, wb.probes.fit('mass_mean', model.record(wb.tasks.make("
     "'locked', n=64, seed=1), 'L2.resid_post', progress=False))['L2.resid_post'], [push], max_new_tokens=4)",
+    "FeatureBrowser": "widgets.FeatureBrowser(wb.sae.dashboard(wb.sae.load('reasoner/L3.resid_post-512', "
+    "model=model), model, wb.tasks.make('locked', n=64, seed=1), progress=False), "
+    "wb.sae.load('reasoner/L3.resid_post-512', model=model), model, prompts).read('locked add 1 2?')",
+    "TransferMap": "widgets.TransferMap(wb.sae.forecast("
+    "wb.sae.load('reasoner/L3.resid_post-512', model=model), model, "
+    "{name: wb.sae.Domain(wb.tasks.make(name, 4, seed=1), wb.tasks.make(name, 1, seed=9)) "
+    "for name in ('add', 'sub', 'sort', 'max')}, draws=50, progress=False)"
+    ".against({'add': {'sub': 0.1, 'sort': -0.2, 'max': 0.0}}), "
+    "wb.sae.dashboard(wb.sae.load('reasoner/L3.resid_post-512', model=model), model, prompts, "
+    "progress=False), wb.sae.load('reasoner/L3.resid_post-512', model=model), model).choose('add', 'sort')",
 }

@@ -1,0 +1,109 @@
+"""GRPO: its advantages, its gradient beside REINFORCE's, and its hold on the start."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from tests import tiny
+from workbench.errors import WorkbenchError
+from workbench.rl import Grpo, Reinforce, Trainer
+from workbench.rl.grpo import advantages, divergence
+from workbench.rl.reinforce import completion_lines
+
+PROMPTS = [wb.Prompt(text=t) for t in ("abc", "hello there", "9+7=", "some more")]
+SMALL = {"prompts_per_step": 2, "samples": 6, "learning_rate": 3e-3, "max_new_tokens": 4}
+
+
+def likes_a(_prompt: wb.Prompt, text: str) -> float:
+    return float("a" in text or "e" in text)
+
+
+def weights(model: wb.Model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.hf.parameters()])
+
+
+def far(model: wb.Model, **options) -> float:
+    """How far twelve steps lead from the start, in nats a completion, on texts of the start."""
+    trained = Grpo(**SMALL, **options).train(model, PROMPTS, 12, check=likes_a).model
+    texts = model.generate(PROMPTS, max_new_tokens=4)
+    return divergence(
+        completion_lines(trained, texts, []), completion_lines(model, texts, [])
+    ).item()
+
+
+def test_advantages_have_mean_0_and_spread_1_in_every_group() -> None:
+    found = advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [5.0, 3.0, 1.0, 3.0]]))
+    assert torch.allclose(found.mean(1), torch.zeros(2), atol=1e-6)
+    assert torch.allclose(found.std(1, correction=0), torch.ones(2))
+    assert found[0].tolist() == pytest.approx([3**0.5, *[-(3**-0.5)] * 3])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e-8])
+def test_equal_rewards_give_no_advantage(value: float) -> None:
+    """Also where their mean rounds to another number than they are."""
+    assert not advantages(torch.full((2, 7), value)).any()
+
+
+def test_without_scaling_it_is_reinforce_bit_for_bit() -> None:
+    model = tiny.model()
+    plain = Reinforce(**SMALL).train(model, PROMPTS, 4, seed=5, check=likes_a)
+    same = Grpo(**SMALL, scale=False).train(model, PROMPTS, 4, seed=5, check=likes_a)
+    assert torch.equal(weights(plain.model), weights(same.model)) and plain.curve == same.curve
+    scaled = Grpo(**SMALL).train(model, PROMPTS, 4, seed=5, check=likes_a)
+    assert not torch.equal(weights(plain.model), weights(scaled.model))
+
+
+def test_the_first_loss_is_the_formula() -> None:
+    """Of completions drawn here again by the same seed."""
+    model = tiny.model()
+    trainer = Grpo(**SMALL)
+    texts = model.generate(
+        [p for p in PROMPTS[:2] for _ in range(24)],
+        decoder=wb.decoding.Sample(),
+        seed=1,
+        max_new_tokens=8,
+    )
+    rewards = torch.tensor([likes_a(t.prompt, t.text) for t in texts]).reshape(2, 24)
+    found = trainer.loss(model, model, texts, rewards, [])
+    nats = np.array([sum(t.logprobs) for t in texts]).reshape(2, 24)
+    spread = rewards.numpy().std(1, keepdims=True)
+    assert (spread > 0).all()
+    a = (rewards.numpy() - rewards.numpy().mean(1, keepdims=True)) / spread
+    assert found.item() == pytest.approx(-(a * nats).mean(), abs=1e-4)
+
+
+def test_training_raises_the_reward_of_a_copy_only() -> None:
+    model = tiny.model()
+    before = weights(model).clone()
+    assert isinstance(Grpo(), Trainer)
+    trained = Grpo(**SMALL).train(model, PROMPTS, 30, seed=1, check=likes_a)
+    assert torch.equal(weights(model), before)
+    rewards = [np.mean(s.rewards) for s in trained.curve]
+    assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.2
+
+
+def test_the_divergence_is_0_at_the_start_and_torchs_elsewhere() -> None:
+    model = tiny.model()
+    texts = model.generate(PROMPTS, max_new_tokens=3)
+    lines = completion_lines(model, texts, [])
+    assert divergence(lines, lines).item() == 0
+    other = [line.roll(1, -1) for line in lines]
+    kl = torch.nn.functional.kl_div
+    want = [
+        kl(o, n, log_target=True, reduction="sum").item() for n, o in zip(lines, other, strict=True)
+    ]
+    assert divergence(lines, other).item() == pytest.approx(np.mean(want), rel=1e-5)
+
+
+def test_a_weight_on_the_divergence_keeps_it_near_the_start() -> None:
+    model = tiny.model()
+    assert 0 < far(model, kl=30.0) < far(model, kl=0) / 2
+
+
+def test_a_weight_that_is_none_is_refused() -> None:
+    for kl in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(WorkbenchError, match="kl"):
+            Grpo(kl=kl)

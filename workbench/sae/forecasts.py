@@ -1,0 +1,680 @@
+"""Forecast which domains fine-tuning on a domain will move, and hold it against what it did move.
+
+    found = sae.forecast(dictionary, model, {"add": sae.Domain(queries, demonstrations), ...})
+    found.against(measured).report()       # r with interval, permutation p, random-dimension band
+    found.figure("add"); found.mix("add")
+
+Every domain is read twice, with and without its demonstrations, whatever the number of sources;
+`read_domains` keeps these readings, so that other N, powers and shifts cost nothing.
+
+The forecast is of the size of a change, never of its sign, and is held against absolute changes. Pairs of
+a domain with itself are left out by default: that training on a domain moves this domain is no
+transfer, and few such pairs can make an r.
+
+Shapes: scores `[source, target]`, random ones `[draw, source, target]`.
+Units: of scores see `unit`; changes are fractions of accuracy.
+Source: Zhang et al. (2026), SAE as a Crystal Ball, https://arxiv.org/abs/2603.02908.
+Differs from the paper: it has one source at a time and reports r alone; here with intervals, tests, and the r
+    of random, of least shifted and of most active features, among those ever active on the domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from workbench.comparison.correlation import correlate_within, r_of_draws, relabelled_p
+from workbench.comparison.provenance import versions
+from workbench.comparison.stats import mean_intervals
+from workbench.comparison.table import Figure, Table
+from workbench.errors import WorkbenchError, unknown
+from workbench.sae import forecast_files
+from workbench.sae.demonstrations import Domain
+from workbench.sae.dictionary import Dictionary
+from workbench.sae.paired import Effects, Setting, effects_of
+from workbench.sae.transfer import (
+    KINDS,
+    Shift,
+    checked,
+    checked_dims,
+    scored,
+    shift_of,
+    unit_of,
+    warn_of_leaks,
+)
+
+DRAWS = 1000
+POOLED = "all sources"
+LOWEST, ACTIVE = "least shifted", "most active"
+CHANGE = "accuracy change (fraction)"
+CAVEAT = (
+    "Shares are proportional to scores: a domain that training would move gets more of the data. Whether "
+    "that helps is not measured here, and a score does not say in which direction a domain moves."
+)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What every domain's prompts do to features: all that forecasts of any N, kind and power need.
+
+    Attributes:
+        effects: by domain.
+        dictionary: its name.
+        setting: how domains were read.
+        provenance: model, dictionary, versions.
+    """
+
+    effects: Mapping[str, Effects]
+    dictionary: str
+    setting: Setting
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_features(self) -> int:
+        """Of the dictionary."""
+        return next(iter(self.effects.values())).active[1].shape[1]
+
+    def alive(self, among: Sequence[str] | None = None) -> tuple[int, ...]:
+        """Features that are active on any domain's queries."""
+        used = sum(self.effects[name].mean("active", 2) for name in among or self.effects)
+        return tuple(torch.nonzero(torch.as_tensor(used) > 0)[:, 0].tolist())
+
+    def most_active(self, source: str, n: int) -> tuple[int, ...]:
+        """The features that are most active on a domain's queries, or on all where it is none of them.
+
+        What is very active also moves far, in squares: they are what shift dimensions have to beat.
+        """
+        among = [source] if source in self.effects else list(self.effects)
+        mean = torch.stack([self.effects[name].mean("active", 2) for name in among]).mean(0)
+        return tuple(torch.argsort(mean, descending=True, stable=True)[:n].tolist())
+
+    def shift(self, source: str, n: int | None = None, *, excess: bool = True) -> Shift:
+        """What the demonstrations of a domain move.
+
+        Raises:
+            UnknownName: no such domain.
+            WorkbenchError: it has no demonstrations.
+        """
+        if source not in self.effects:
+            raise unknown("Readings.shift", "domain", source, self.effects)
+        found, align = self.effects[source], self.setting.align
+        return shift_of(found, self.dictionary, source, align, n=n, excess=excess)
+
+    def forecast(
+        self,
+        *,
+        kind: str = "act",
+        n: int | None = None,
+        power: int | None = None,
+        reduce: str = "sum",
+        excess: bool = True,
+        shifts: Mapping[str, Shift | Sequence[int]] | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+    ) -> Forecast:
+        """Scores of every target for every source, see `sae.forecast`."""
+        power = checked(kind, power, reduce)
+        sources = list(shifts) if shifts is not None else _with_demonstrations(self.effects)
+        found = {
+            name: _as_shift(shifts[name], name, self)
+            if shifts is not None
+            else self.shift(name, n, excess=excess)
+            for name in sources
+        }
+        dims = {
+            name: checked_dims(shift, self.n_features, self.dictionary)
+            for name, shift in found.items()
+        }
+        what = KINDS[kind]
+        means = torch.stack([e.mean(what, power) for e in self.effects.values()]).double().numpy()
+        alive = self.alive()
+        chosen = (dims, kind, power, reduce)
+        mean, low, high = _scores(self.effects, *chosen)
+        others = {
+            LOWEST: {name: shift.lowest(alive) for name, shift in found.items()},
+            ACTIVE: {name: self.most_active(name, len(dims[name])) for name in sources},
+        }
+        random = np.stack(
+            [_random(means, len(dims[s]), alive, reduce, draws, seed, s) for s in sources], 1
+        )
+        about = {"kind": kind, "power": power, "reduce": reduce, "seed": seed}
+        return Forecast(
+            tuple(sources),
+            tuple(self.effects),
+            mean,
+            low,
+            high,
+            random,
+            {name: _scores(self.effects, d, *chosen[1:])[0] for name, d in others.items()},
+            found,
+            unit_of(kind, power, reduce),
+            provenance={**self.provenance, **about},
+            terms={s: means[:, list(d)] / _divisor(d, reduce) for s, d in dims.items()},
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Forecast:
+    """Scores of targets for sources, with what is measured where that is known.
+
+    Attributes:
+        sources, targets: names of the rows and columns.
+        scores, low, high: `[source, target]`, with 95 % bootstrap intervals over prompts.
+        random: `[draw, source, target]`, of as many random features.
+        controls: `[source, target]` by name, of other features.
+        shifts: by source.
+        unit: what scores are counted in.
+        measured, measured_low, measured_high: change of accuracy, `[source, target]`, as a fraction; NaN
+            where not measured; None before `against`.
+        provenance: what made it.
+        terms: by source, what each of its shift's features adds to a target's score, `[target, N]`.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    scores: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    random: np.ndarray
+    controls: Mapping[str, np.ndarray]
+    shifts: Mapping[str, Shift]
+    unit: str
+    measured: np.ndarray | None = None
+    measured_low: np.ndarray | None = None
+    measured_high: np.ndarray | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    terms: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def against(self, measured: Any) -> Forecast:
+        """The same with measured changes of accuracy.
+
+        Args:
+            measured: what `sae.fine_tune_domains` gives, or another record with `sources`, `targets` and
+                `change` (and `low`, `high`); `{source: {target: change}}`; or `[source, target]`.
+
+        Raises:
+            WorkbenchError: another shape, or nothing in common.
+        """
+        return replace(self, **_aligned(self, measured))
+
+    def report(self, *, own: bool = False, absolute: bool = True) -> TransferTable:
+        """How well scores go with measured changes: a row per source, and one for all of them.
+
+        Pearson's r, its 95 % interval (Fisher), its permutation p-value, Spearman's; the 95 % band of r that
+        random features give and the share of them that do as well (`random_p`); r of the controls: of the
+        least shifted features, and of those most active on the source, which need no demonstrations.
+        Pooled, scores and changes are standardised within each source and permuted within it;
+        `relabelled_p` permutes targets in all sources alike, which counts shared targets once.
+
+        Args:
+            own: with pairs of a domain with itself.
+            absolute: against the size of the change, as scores forecast it; False keeps its sign.
+
+        Raises:
+            WorkbenchError: nothing is measured yet.
+        """
+        changes = self._changes(absolute)
+        scores, random = self._counted(self.scores, own), self._counted(self.random, own)
+        controls = {name: self._counted(v, own) for name, v in self.controls.items()}
+        rows = [([i], name) for i, name in enumerate(self.sources)]
+        rows += [(list(range(len(self.sources))), POOLED)] if len(self.sources) > 1 else []
+        columns: dict[str, list[Any]] = {}
+        for which, name in rows:
+            y = changes[which]
+            row = _correlated(scores[which], y, random[:, which])
+            row |= {f"r {k}": float(r_of_draws(v[which][None], y)[0]) for k, v in controls.items()}
+            shared = relabelled_p(scores[which], y) if len(which) > 1 else row["p"]
+            for key, value in {"source": name, **row, "relabelled_p": shared}.items():
+                columns.setdefault(key, []).append(value)
+        about = {**self.provenance, "own": own, "absolute": absolute}
+        return TransferTable(columns, {"r": "Pearson"}, about)
+
+    def frame(self) -> Any:
+        """A row per source and target, as a pandas DataFrame."""
+        return self._table().frame()
+
+    def figure(self, source: str | None = None, *, own: bool = False) -> Figure:
+        """Measured changes over scores, with the line of r, its interval, and the random band.
+
+        Args:
+            source: one of them; by default all, standardised within each.
+            own: with pairs of a domain with itself.
+
+        Raises:
+            UnknownName: no such source.
+            WorkbenchError: nothing is measured yet.
+        """
+        if source is not None and source not in self.sources:
+            raise unknown("Forecast.figure", "source", source, self.sources)
+        found: Any = self.report(own=own).frame().set_index("source").to_dict("index")
+        names = list(self.sources)
+        one = source or (POOLED if len(names) > 1 else names[0])
+        row = {k: _plain(v) for k, v in found[one].items()}
+        return Figure(
+            self._points(one, own),
+            {"kind": "transfer", "source": one, "unit": self.unit, **row},
+            _caption(one, row),
+        )
+
+    def contributions(self, source: str, target: str) -> TransferTable:
+        """Which of a source's shifted features carry the score of a target: a row each, largest first.
+
+        Raises:
+            UnknownName: no such source or target.
+            WorkbenchError: a forecast without `terms`.
+        """
+        for axis, name, known in (
+            ("source", source, self.sources),
+            ("target", target, self.targets),
+        ):
+            if name not in known:
+                raise unknown("Forecast.contributions", axis, name, known)
+        if source not in self.terms:
+            raise WorkbenchError(
+                "Forecast.contributions",
+                "does not know what each feature adds",
+                expected="terms, which sae.forecast fills",
+                got=f"none of {source!r}",
+                do="make the forecast again",
+            )
+        terms = self.terms[source][self.targets.index(target)]
+        dims, delta = np.array(self.shifts[source].dims), self.shifts[source].delta
+        order = np.argsort(-terms, kind="stable")
+        whole = terms.sum()
+        columns = {
+            "feature": dims[order].tolist(),
+            "adds": terms[order].tolist(),
+            "share": (terms[order] / whole if whole else terms[order] * np.nan).tolist(),
+            "delta": [float(delta[j]) for j in dims[order]],
+        }
+        return TransferTable(columns, {"adds": self.unit}, self.provenance)
+
+    def mix(self, source: str | None = None) -> TransferTable:
+        """Shares of training data in proportion to scores, the paper's proposal for mixing.
+
+        Args:
+            source: whose shifted dimensions; by default the mean over all sources' shares.
+
+        Raises:
+            UnknownName: no such source.
+            WorkbenchError: scores below 0, or all 0.
+        """
+        if source is not None and source not in self.sources:
+            raise unknown("Forecast.mix", "source", source, self.sources)
+        rows = [self.sources.index(source)] if source else list(range(len(self.sources)))
+        scores = self.scores[rows]
+        if (scores < 0).any() or (scores.sum(1) <= 0).any():
+            raise WorkbenchError(
+                "Forecast.mix",
+                "shares of negative scores, or of nothing, mean nothing",
+                expected="scores of at least 0, not all 0",
+                got=f"{scores.min():.3g} to {scores.max():.3g}",
+                do="take power=2",
+            )
+        shares = (scores / scores.sum(1, keepdims=True)).mean(0)
+        about = {**self.provenance, "notes": [CAVEAT]}
+        columns = {"target": list(self.targets), "share": shares.tolist()}
+        return TransferTable(columns, {"share": "fraction of the data"}, about)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything as one safetensors file; `Forecast.load` gives it back."""
+        return forecast_files.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Forecast:
+        """Read a forecast back.
+
+        Raises:
+            FileRefused: a file that is no forecast, or half of one.
+        """
+        return cls(**forecast_files.load(path))
+
+    def _table(self) -> TransferTable:
+        n, m = self.scores.shape
+        ends = np.quantile(self.random, [0.025, 0.975], axis=0)
+        none = np.full((n, m), np.nan)
+        values = {
+            "score": self.scores,
+            "low": self.low,
+            "high": self.high,
+            "random_low": ends[0],
+            "random_high": ends[1],
+            **self.controls,
+            "measured": none if self.measured is None else self.measured,
+            "measured_low": none if self.measured_low is None else self.measured_low,
+            "measured_high": none if self.measured_high is None else self.measured_high,
+        }
+        columns: dict[str, Sequence[Any]] = {
+            "source": [s for s in self.sources for _ in self.targets],
+            "target": [t for _ in self.sources for t in self.targets],
+        }
+        columns |= {name: v.reshape(-1).tolist() for name, v in values.items()}
+        units = {"score": self.unit, "measured": CHANGE}
+        return TransferTable(columns, units, self.provenance)
+
+    def _points(self, source: str, own: bool) -> TransferTable:
+        """The pairs that a figure shows, with the sizes of changes; an interval around 0 starts at 0."""
+        frame = self.frame()
+        keep = own | (frame["source"] != frame["target"])
+        if source != POOLED:
+            keep &= frame["source"] == source
+        frame = frame[keep & frame["measured"].notna()].copy()
+        low, high = frame["measured_low"], frame["measured_high"]
+        frame["size"] = frame["measured"].abs()
+        frame["size_low"] = np.where(low * high <= 0, 0.0, np.minimum(low.abs(), high.abs()))
+        frame["size_low"] = frame["size_low"].where(low.notna())
+        frame["size_high"] = np.maximum(low.abs(), high.abs())
+        return TransferTable({k: frame[k].tolist() for k in frame}, {}, self.provenance)
+
+    def _counted(self, values: np.ndarray, own: bool) -> np.ndarray:
+        """Values with NaN where a pair does not count."""
+        same = np.array([[s == t for t in self.targets] for s in self.sources])
+        return values if own else np.where(same, np.nan, values)
+
+    def _changes(self, absolute: bool) -> np.ndarray:
+        if self.measured is None:
+            raise WorkbenchError(
+                "Forecast.report",
+                "nothing is measured yet",
+                expected="forecast.against(measured)",
+                got="a forecast alone",
+                do="fine-tune and measure, e.g. with sae.fine_tune_domains",
+            )
+        return np.abs(self.measured) if absolute else self.measured
+
+    def __repr__(self) -> str:
+        held = "not held against anything yet"
+        if self.measured is not None:
+            row = self.report().frame().iloc[-1]
+            held = (
+                f"r = {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}], p = {row['p']:.2g}, "
+                f"random {row['random_low']:.2f} to {row['random_high']:.2f}, n = {row['n']}"
+            )
+        return (
+            f"Forecast({len(self.sources)} sources, {len(self.targets)} targets, {self.unit} over "
+            f"{sorted({len(s.dims) for s in self.shifts.values()})} features: {held})"
+        )
+
+
+class TransferTable(Table):
+    """A Table of a forecast, shown as its rows."""
+
+    @property
+    def _shown(self) -> Any:  # what a Figure calls its numbers
+        return self.frame()
+
+    def __repr__(self) -> str:
+        notes = "\n".join(self.provenance.get("notes", ()))
+        rows = self.frame().to_string(index=False, float_format="%.3g")
+        return f"{rows}\n{notes}" if notes else rows
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.provenance.get("notes", ()))
+        table = self.frame().to_html(index=False, float_format=lambda x: f"{x:.3g}")
+        return f"<div>{table}{notes}</div>"
+
+
+def read_domains(
+    dictionary: Dictionary,
+    model: Any,
+    domains: Mapping[str, Domain],
+    *,
+    align: str = "query_tokens",
+    null: str = "base",
+    counted: str = "prompt",
+    separator: str = "\n",
+    join: str = "text",
+    seed: int = 0,
+    force: bool = False,
+    progress: bool = True,
+) -> Readings:
+    """Read every domain's queries with and without its demonstrations, once.
+
+    Args and errors: as in `sae.shift_dims`; a domain without demonstrations is a target only.
+    """
+    if not domains:
+        raise WorkbenchError(
+            "sae.read_domains",
+            "there are no domains",
+            expected="{name: sae.Domain(queries, demonstrations)}",
+            got="{}",
+            do="pass two or more",
+        )
+    setting = Setting(align, null, counted, separator, join, seed)
+    effects = {}
+    for name, domain in domains.items():
+        warn_of_leaks(name, domain)
+        effects[name] = effects_of(
+            dictionary,
+            model,
+            domain,
+            setting,
+            where=f"domain {name!r}",
+            force=force,
+            progress=progress,
+        )
+    about = {
+        "model": model.name,
+        "dictionary": dictionary.name,
+        "site": dictionary.site,
+        "align": align,
+        "null": null,
+        "counted": counted,
+        "n_prompts": {name: len(found.tokens) for name, found in effects.items()},
+        "versions": versions(),
+    }
+    return Readings(effects, dictionary.name, setting, about)
+
+
+def forecast(
+    dictionary: Dictionary,
+    model: Any,
+    domains: Mapping[str, Domain],
+    *,
+    kind: str = "act",
+    n: int | None = None,
+    power: int | None = None,
+    reduce: str = "sum",
+    excess: bool = True,
+    shifts: Mapping[str, Shift | Sequence[int]] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    **reading: Any,
+) -> Forecast:
+    """Scores of every domain as a target, for every domain with demonstrations as a source.
+
+    Args:
+        dictionary, model: whose features of what; the model untuned.
+        domains: by name.
+        kind, power, reduce: of the score, see `sae.sts`.
+        n, excess: of the shift dimensions, see `sae.shift_dims`.
+        shifts: by source, in place of those of demonstrations; such as what really shifted
+            (`sae.actual_shift`), which is what training by reward needs.
+        draws: of random features, for the control.
+        seed: of the draws and of a shuffled null.
+        reading: align, null, counted, separator, join, force, progress, see `read_domains`.
+
+    Raises:
+        WorkbenchError: as `sae.shift_dims` and `sae.sts`.
+    """
+    checked(kind, power, reduce)
+    if kind == "act" and shifts is not None:
+        domains = {name: Domain(domain.queries) for name, domain in domains.items()}
+    return read_domains(dictionary, model, domains, seed=seed, **reading).forecast(
+        kind=kind,
+        n=n,
+        power=power,
+        reduce=reduce,
+        excess=excess,
+        shifts=shifts,
+        draws=draws,
+        seed=seed,
+    )
+
+
+def _with_demonstrations(effects: Mapping[str, Effects]) -> list[str]:
+    found = [name for name, one in effects.items() if one.moved is not None]
+    if not found:
+        raise WorkbenchError(
+            "sae.forecast",
+            "no domain has demonstrations, so none is a source",
+            expected="Domain(queries, demonstrations), or shifts={source: ...}",
+            got="queries only",
+            do="give at least one of them demonstrations",
+        )
+    return found
+
+
+def _as_shift(given: Shift | Sequence[int], source: str, readings: Readings) -> Shift:
+    """Features alone as a shift: each moved by 1, nothing is known about how far."""
+    if isinstance(given, Shift):
+        return given
+    dims = checked_dims(given, readings.n_features, readings.dictionary)
+    delta = torch.zeros(readings.n_features)
+    delta[list(dims)] = 1.0
+    return Shift(dims, delta, None, "given", 0, readings.dictionary, source)
+
+
+def _scores(
+    effects: Mapping[str, Effects],
+    dims: Mapping[str, Sequence[int]],
+    kind: str,
+    power: int,
+    reduce: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over prompts and both ends of their intervals, `[source, target]` each."""
+    columns = []
+    for found in effects.values():
+        each = [scored_values(found, d, kind, power, reduce) for d in dims.values()]
+        values, weights = np.stack(each, 1), found.weights.double().numpy()
+        _, low, high, _ = mean_intervals(values)
+        columns.append((np.average(values, axis=0, weights=weights), low, high))
+    mean, low, high = (np.stack(side, 1) for side in zip(*columns, strict=True))
+    return mean, low, high
+
+
+def scored_values(
+    found: Effects, dims: Sequence[int], kind: str, power: int, reduce: str
+) -> np.ndarray:
+    """A domain's score per prompt."""
+    return scored(found, dims, kind, power, reduce).values
+
+
+def _divisor(dims: Sequence[int], reduce: str) -> int:
+    return len(dims) if reduce == "mean" else 1
+
+
+def _random(
+    means: np.ndarray,
+    size: int,
+    alive: Sequence[int],
+    reduce: str,
+    draws: int,
+    seed: int,
+    source: str,
+) -> np.ndarray:
+    """Scores `[draw, target]` of random features; the draws of a source do not hang on its place."""
+    rng = np.random.default_rng([seed, crc32(source.encode())])
+    size = min(size, len(alive))
+    found = []
+    for _ in range(draws):
+        chosen = rng.choice(np.asarray(alive), size, replace=False)
+        found.append(means[:, chosen].sum(1))
+    return np.array(found) / (size if reduce == "mean" else 1)
+
+
+def _correlated(x: np.ndarray, y: np.ndarray, random: np.ndarray) -> dict[str, Any]:
+    """The numbers of one row of the report."""
+    found = correlate_within(x, y)
+    by_chance = r_of_draws(random, y)
+    by_chance = by_chance[np.isfinite(by_chance)]
+    ends = (np.nan, np.nan)
+    as_good = float("nan")
+    if len(by_chance) and np.isfinite(found.r):
+        ends = tuple(np.quantile(by_chance, [0.025, 0.975]))
+        as_good = float(((by_chance >= found.r).sum() + 1) / (len(by_chance) + 1))
+    return {
+        "n": found.n,
+        "r": found.r,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "exact": found.exact,
+        "spearman": found.spearman,
+        "random_low": float(ends[0]),
+        "random_high": float(ends[1]),
+        "random_p": as_good,
+    }
+
+
+def _aligned(forecast: Forecast, measured: Any) -> dict[str, np.ndarray]:
+    """Changes in the order of the forecast; NaN where there is none."""
+    shape = forecast.scores.shape
+    if isinstance(measured, np.ndarray | list | tuple):
+        array = np.asarray(measured, float)
+        if array.shape != shape:
+            raise WorkbenchError(
+                "Forecast.against",
+                "measured changes have another shape",
+                expected=f"[source, target] = {list(shape)}",
+                got=list(array.shape),
+                do="pass {source: {target: change}}",
+            )
+        return {"measured": array, "measured_low": array * np.nan, "measured_high": array * np.nan}
+    known = _by_name(measured)
+    found = {}
+    for name, values in known.items():
+        array = np.full(shape, np.nan)
+        for i, source in enumerate(forecast.sources):
+            for j, target in enumerate(forecast.targets):
+                array[i, j] = values.get(source, {}).get(target, np.nan)
+        found[name] = array
+    if not np.isfinite(found["measured"]).any():
+        raise WorkbenchError(
+            "Forecast.against",
+            "forecast and measurement have no pair of domains in common",
+            expected=f"sources of {list(forecast.sources)}, targets of {list(forecast.targets)}",
+            got=f"sources {list(known['measured'])}",
+            do="name domains alike in both",
+        )
+    return found
+
+
+def _by_name(measured: Any) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """`{source: {target: number}}` of the change and both ends of its interval."""
+    if isinstance(measured, Mapping):
+        return {"measured": measured, "measured_low": {}, "measured_high": {}}
+    sides = {"measured": "change", "measured_low": "low", "measured_high": "high"}
+    return {
+        ours: {
+            source: dict(zip(measured.targets, map(float, row), strict=True))
+            for source, row in zip(measured.sources, getattr(measured, theirs), strict=True)
+        }
+        for ours, theirs in sides.items()
+    }
+
+
+def _caption(source: str, row: Mapping[str, Any]) -> str:
+    of = "all sources, each standardised" if source == POOLED else f"fine-tuning on {source}"
+    if row["r"] is None or row["r"] != row["r"]:
+        return f"{of}: no correlation, one side does not vary or there are fewer than three pairs."
+    exact = "exact" if row["exact"] else "Monte-Carlo"
+    return (
+        f"Size of the measured change over the forecast, {of}. r = {row['r']:.2f} "
+        f"[{row['low']:.2f}, {row['high']:.2f}], {exact} permutation p = {row['p']:.2g}, Spearman "
+        f"{row['spearman']:.2f}, n = {row['n']}. Grey: r of random features, "
+        f"{row['random_low']:.2f} to {row['random_high']:.2f}."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
