@@ -37,7 +37,8 @@ import workbench as wb
 from tests.benchmarks import measure, models
 from tests.benchmarks.measure import Figure
 from workbench import tasks
-from workbench.sae import corpus, counting, reading
+from workbench.sae import reading
+from workbench.sae.dashboards import corpus, counting
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.library import sae_lens
 

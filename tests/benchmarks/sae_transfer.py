@@ -23,7 +23,7 @@ from tests.benchmarks import measure
 from tests.benchmarks.measure import Figure
 from workbench import sae, tasks
 from workbench.sae import reading
-from workbench.sae.transfer import Coordinates
+from workbench.sae.transfer.shifts import Coordinates
 
 LIMIT = 3.0
 SITE = "L3.resid_post"

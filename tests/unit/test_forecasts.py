@@ -18,9 +18,9 @@ from workbench import sae
 from workbench.comparison.correlation import r_of_draws
 from workbench.errors import FileRefused, UnknownName, WorkbenchError
 from workbench.records import Prompt
-from workbench.sae.forecasts import ACTIVE, LOWEST, POOLED, Forecast, Readings
-from workbench.sae.paired import Effects, Setting
-from workbench.sae.transfer import Shift
+from workbench.sae.transfer.forecasts import ACTIVE, LOWEST, POOLED, Forecast, Readings
+from workbench.sae.transfer.paired import Effects, Setting
+from workbench.sae.transfer.shifts import Shift
 
 NAMES = ("one", "two", "three", "four", "five", "six")
 USES = (0.1, 0.9, 0.4, 0.6, 0.2, 0.7)

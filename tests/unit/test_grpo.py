@@ -11,7 +11,7 @@ from tests import tiny
 from workbench.errors import WorkbenchError
 from workbench.rl import Grpo, Reinforce, Trainer
 from workbench.rl.grpo import advantages, divergence
-from workbench.rl.reinforce import completion_lines
+from workbench.rl.reinforce import completion_lines, instructive, trainable_copy
 
 PROMPTS = [wb.Prompt(text=t) for t in ("abc", "hello there", "9+7=", "some more")]
 SMALL = {"prompts_per_step": 2, "samples": 6, "learning_rate": 3e-3, "max_new_tokens": 4}
@@ -19,6 +19,10 @@ SMALL = {"prompts_per_step": 2, "samples": 6, "learning_rate": 3e-3, "max_new_to
 
 def likes_a(_prompt: wb.Prompt, text: str) -> float:
     return float("a" in text or "e" in text)
+
+
+def all_of(model: wb.Model) -> list[torch.Tensor]:
+    return [p for p in model.hf.parameters() if p.requires_grad]
 
 
 def weights(model: wb.Model) -> torch.Tensor:
@@ -107,3 +111,47 @@ def test_a_weight_that_is_none_is_refused() -> None:
     for kl in (-1.0, float("nan"), float("inf")):
         with pytest.raises(WorkbenchError, match="kl"):
             Grpo(kl=kl)
+
+
+def test_prompts_of_equal_rewards_are_not_read_and_change_nothing() -> None:
+    """The gradient is that of all prompts; only what teaches is read."""
+    model = tiny.model()
+    policy = trainable_copy(model)
+    texts = model.generate(
+        [p for p in PROMPTS for _ in range(3)], decoder=wb.decoding.Sample(), max_new_tokens=5
+    )
+    rewards = torch.tensor([[1.0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 1, 0]])
+    some, given, share = instructive(texts, rewards)
+    assert [t.ids for t in some] == [t.ids for t in [*texts[3:6], *texts[9:]]]
+    assert given.tolist() == rewards[[1, 3]].tolist() and share == 0.5
+    found = torch.autograd.grad(Grpo().loss(policy, model, texts, rewards, []), all_of(policy))
+    nats = torch.stack([line.gather(1, torch.tensor(t.ids)[:, None]).sum() for line, t in zip(
+        completion_lines(policy, texts, [], grad=True), texts, strict=True)])
+    whole = -(advantages(rewards) * nats.reshape(4, 3)).mean()
+    for one, other in zip(found, torch.autograd.grad(whole, all_of(policy)), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_all_prompts_are_read_under_edits_and_one_where_none_teaches() -> None:
+    texts = tiny.model().generate([p for p in PROMPTS[:2] for _ in range(2)], max_new_tokens=2)
+    equal = torch.ones(2, 2)
+    edit = wb.Intervention("custom", "affine", {"L1.resid_post": {"shift": torch.ones(32)}}, 1.0)
+    assert len(instructive(texts, equal, [edit])[0]) == 4
+    some, given, share = instructive(texts, equal)
+    assert (len(some), given.tolist(), share) == (2, [[1.0, 1.0]], 0.5)
+    trained = Grpo(**SMALL).train(tiny.model(), PROMPTS, 2, check=lambda *_: 1.0)
+    assert [s.grad_norm for s in trained.curve] == [0.0, 0.0]
+    assert torch.equal(weights(trained.model), weights(tiny.model()))
+
+
+def test_the_rate_rises_over_the_warmup() -> None:
+    """AdamW's first step moves a weight by the rate, or not at all."""
+
+    def first(warmup: int) -> float:
+        trained = Grpo(**SMALL, warmup=warmup).train(tiny.model(), PROMPTS, 1, check=likes_a)
+        return (weights(trained.model) - weights(tiny.model())).abs().max().item()
+
+    assert first(0) == pytest.approx(3e-3, rel=0.01)
+    assert first(4) == pytest.approx(3e-3 / 5, rel=0.01)
+    with pytest.raises(WorkbenchError, match="warmup"):
+        Grpo(**SMALL, warmup=-1).train(tiny.model(), PROMPTS, 1, check=likes_a)

@@ -17,8 +17,8 @@ from workbench.errors import FileRefused, UnknownName, WorkbenchError
 from workbench.rl import Sft, TrainedArm
 from workbench.rl.base import Step
 from workbench.rl.reinforce import trainable_copy
-from workbench.sae.measured import Measured, Run
-from workbench.sae.measuring import MIXED, fine_tune_domains
+from workbench.sae.transfer.measured import Measured, Run
+from workbench.sae.transfer.measuring import MIXED, fine_tune_domains
 from workbench.tasks import answer_of
 
 WANTED = {"one": "xyz", "two": "hi there"}

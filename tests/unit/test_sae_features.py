@@ -16,11 +16,12 @@ import workbench as wb
 from tests import tiny
 from workbench.errors import FileRefused, PromptError, WorkbenchError
 from workbench.patching.head import Head
-from workbench.sae import board_file, corpus, counting, reading
-from workbench.sae.corpus import Corpus
-from workbench.sae.counting import NOBODY
+from workbench.sae import reading
+from workbench.sae.dashboards import corpus, counting, files
+from workbench.sae.dashboards.board import Dashboard, dashboard
+from workbench.sae.dashboards.corpus import Corpus
+from workbench.sae.dashboards.counting import NOBODY
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.features import Dashboard, dashboard
 from workbench.sae.library import sae_lens
 
 PROMPTS = ["ab cab cab c", "de fdeab cab ", "gh", "x+y=z, and more of it", "ab=ab\ncd=2", "a"]
@@ -396,7 +397,7 @@ def test_damaged_files_are_refused(
 ) -> None:
     path = tmp_path / "board.safetensors"
     if damage == "version":
-        monkeypatch.setattr(board_file, "VERSION", 99)
+        monkeypatch.setattr(files, "VERSION", 99)
     board().save(path)
     monkeypatch.undo()
     if damage == "cut":

@@ -7,9 +7,9 @@ import pytest
 from scipy import sparse
 
 from workbench.records import Prompt
-from workbench.sae import labels
-from workbench.sae.corpus import Corpus
-from workbench.sae.labels import UNLABELLED, Labels, describe
+from workbench.sae.dashboards import labels
+from workbench.sae.dashboards.corpus import Corpus
+from workbench.sae.dashboards.labels import UNLABELLED, Labels, describe
 
 NO_EFFECTS = np.zeros((1, 0), np.int64)
 

@@ -19,10 +19,11 @@ from workbench import sae
 from workbench.errors import PromptError, UnknownName, WorkbenchError
 from workbench.model.tokens import encode
 from workbench.records import Prompt
-from workbench.sae import paired, transfer
-from workbench.sae.paired import Setting
 from workbench.sae.reading import Part
-from workbench.sae.transfer import Coordinates, Shift, overlap
+from workbench.sae.transfer import paired
+from workbench.sae.transfer import shifts as transfer
+from workbench.sae.transfer.paired import Setting
+from workbench.sae.transfer.shifts import Coordinates, Shift, overlap
 
 SITE = "L1.resid_post"
 QUERIES = ["add 12 34?\n", "sub 9 4?\n", "mul 3 3?\n", "max 1 7?\n"]

@@ -17,9 +17,9 @@ import workbench as wb
 from tests import tiny
 from workbench import sae
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.sae.corpus import Corpus
+from workbench.sae.dashboards.board import Dashboard
+from workbench.sae.dashboards.corpus import Corpus
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.features import Dashboard
 from workbench.sae.library import sae_lens
 from workbench_widgets import FeatureBrowser, LiveEdit
 from workbench_widgets.feature_browser import widget as widget_module

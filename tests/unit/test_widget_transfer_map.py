@@ -16,12 +16,12 @@ import workbench as wb
 from tests import tiny
 from workbench import sae
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.sae.corpus import Corpus
+from workbench.sae.dashboards.board import Dashboard
+from workbench.sae.dashboards.corpus import Corpus
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.features import Dashboard
-from workbench.sae.forecasts import Forecast
 from workbench.sae.library import sae_lens
-from workbench.sae.transfer import Shift, coordinates
+from workbench.sae.transfer.forecasts import Forecast
+from workbench.sae.transfer.shifts import Shift, coordinates
 from workbench_widgets import TransferMap
 from workbench_widgets.frames import unpack
 from workbench_widgets.transfer_map import reading

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import WorkbenchError
-from workbench.sae.features import Dashboard
+from workbench.sae.dashboards.board import Dashboard
 
 DIGITS = 4
 BEFORE, AFTER = 12, 8

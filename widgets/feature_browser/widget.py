@@ -10,8 +10,8 @@ from workbench.errors import WorkbenchError
 from workbench.model.model import Model
 from workbench.model.tokens import as_prompts
 from workbench.records import Prompt
+from workbench.sae.dashboards.board import Dashboard
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.features import Dashboard
 from workbench.sae.fitting import check_fits
 from workbench.tensors import Intervention
 from workbench_widgets.base import Widget

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.sae.forecasts import Forecast
+from workbench.sae.transfer.forecasts import Forecast
 from workbench_widgets.cells import edit_code, model_line
 
 FOLDER = "forecasts"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from workbench.errors import WorkbenchError
+from workbench.sae.dashboards.board import Dashboard
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.edits import steer
-from workbench.sae.features import Dashboard
-from workbench.sae.transfer import Coordinates
+from workbench.sae.transfer.shifts import Coordinates
 from workbench.tensors import Intervention
 
 

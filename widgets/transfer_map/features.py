@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.sae.features import Dashboard
+from workbench.sae.dashboards.board import Dashboard
 from workbench_widgets.stills.words import cut, number
 
 BEFORE, AFTER = 24, 10

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import WorkbenchError
+from workbench.sae.dashboards.board import Dashboard
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.features import Dashboard
-from workbench.sae.forecasts import POOLED, Forecast
+from workbench.sae.transfer.forecasts import POOLED, Forecast
 from workbench_widgets.stills.words import number
 
 MIX_WORDS = (

@@ -9,9 +9,9 @@ from typing import Any
 
 from workbench import worker
 from workbench.errors import WorkbenchError, unknown
+from workbench.sae.dashboards.board import Dashboard
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.features import Dashboard
-from workbench.sae.forecasts import Forecast
+from workbench.sae.transfer.forecasts import Forecast
 from workbench.tensors import Intervention
 from workbench_widgets.base import Widget
 from workbench_widgets.frames import pack

@@ -26,7 +26,13 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.records import Generation
-from workbench.rl.reinforce import Reinforce, completion_lines, drawn_logprob, policy_loss
+from workbench.rl.reinforce import (
+    Reinforce,
+    completion_lines,
+    drawn_logprob,
+    instructive,
+    policy_loss,
+)
 from workbench.shapes import Float
 from workbench.tensors import Intervention
 
@@ -62,10 +68,13 @@ class Grpo(Reinforce):
         edits: Iterable[Intervention],
     ) -> Float[Tensor, ""]:
         """See `Reinforce.loss`."""
+        share = 1.0
+        if self.kl == 0:
+            texts, rewards, share = instructive(texts, rewards, edits)
         lines = completion_lines(policy, texts, edits, grad=True)
         drawn = [drawn_logprob(line, text) for line, text in zip(lines, texts, strict=True)]
         given = advantages(rewards) if self.scale else rewards
-        loss = policy_loss(torch.stack(drawn).reshape_as(rewards), given)
+        loss = share * policy_loss(torch.stack(drawn).reshape_as(rewards), given)
         if self.kl == 0:
             return loss
         before = completion_lines(start, texts, edits)

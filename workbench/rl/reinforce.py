@@ -44,6 +44,8 @@ class Reinforce:
         max_new_tokens: longest completion.
         max_grad_norm: a longer gradient is cut to this norm.
         stop: texts that end a completion.
+        warmup: steps over which the rate rises to `learning_rate`. AdamW's first steps move every
+            weight by the whole rate, however uncertain its gradient is.
     """
 
     prompts_per_step: int = 8
@@ -52,6 +54,7 @@ class Reinforce:
     max_new_tokens: int = 64
     max_grad_norm: float = 1.0
     stop: tuple[str, ...] = ()
+    warmup: int = 0
 
     def train(
         self,
@@ -80,6 +83,8 @@ class Reinforce:
         optimiser = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0)
         order, curve = epochs(asked, self.prompts_per_step, seed), []
         for i in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate * min(1.0, (i + 1) / (self.warmup + 1))
             texts = self._sampled(policy, next(order), edits, seeds.derive(seed, "rollout", i))
             rewards = _rewards(texts, check).reshape(-1, self.samples)
             given = _shuffled(rewards, seeds.derive(seed, "shuffle", i))
@@ -101,8 +106,9 @@ class Reinforce:
         edits: Iterable[Intervention],
     ) -> Float[Tensor, ""]:
         """What a step lowers. `start` is the model before training."""
+        texts, rewards, share = instructive(texts, rewards, edits)
         logprob = completion_logprob(policy, texts, edits)
-        return policy_loss(logprob.reshape_as(rewards), rewards)
+        return share * policy_loss(logprob.reshape_as(rewards), rewards)
 
     def _sampled(
         self, policy: Any, prompts: list[Prompt], edits: list[Intervention], seed: int
@@ -121,6 +127,8 @@ class Reinforce:
         check_trainable(model, steps, f"{type(self).__name__}.train")
         if self.samples < 2:
             raise _refused("needs a baseline", "at least 2 samples", self.samples, "raise samples")
+        if self.warmup < 0:
+            raise _refused("has a warmup of no steps", "0 or more", self.warmup, "raise warmup")
         if check is None and any(p.task is None or p.answer is None for p in many):
             raise _refused(
                 "has no reward",
@@ -146,6 +154,25 @@ def policy_loss(
     """The scalar whose gradient is minus REINFORCE's. Where all rewards of a prompt are one, it adds 0."""
     advantage = rewards - rewards.mean(1, keepdim=True)
     return -(advantage.to(logprob) * logprob).mean()
+
+
+def instructive(
+    texts: Sequence[Generation],
+    rewards: Float[Tensor, "prompt sample"],
+    edits: Iterable[Intervention] = (),
+) -> tuple[list[Generation], Float[Tensor, "some sample"], float]:
+    """Completions and rewards of the prompts whose rewards differ, and their share of all prompts.
+
+    The other prompts add nothing to the gradient and need not be read. One prompt is kept where there
+    are no others, and all under edits, which may be of single rows.
+    """
+    differ = rewards.amax(1) > rewards.amin(1)
+    if list(edits) or bool(differ.all()):
+        return list(texts), rewards, 1.0
+    kept = differ.nonzero()[:, 0].tolist() or [0]
+    samples = rewards.shape[1]
+    some = [text for k in kept for text in texts[k * samples : (k + 1) * samples]]
+    return some, rewards[kept], len(kept) / len(rewards)
 
 
 def completion_logprob(

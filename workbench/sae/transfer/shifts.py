@@ -16,7 +16,7 @@ Differs from the paper: `align="query_tokens"` compares every token with itself.
     row r of two generations, that is other tokens, so that features of large variance win: `align="row"`.
     It scores with the mean of squares where the paper writes the sum of first powers: `power`, `reduce`.
     Features are ranked by what exceeds the same statistic without information, see
-    `workbench.sae.paired.Setting`. For small dictionaries N is a tenth of the features, at most 100.
+    `workbench.sae.transfer.paired.Setting`. For small dictionaries N is a tenth of the features, at most 100.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from workbench import sites
 from workbench.comparison.stats import mean_interval
 from workbench.errors import WorkbenchError, unknown
 from workbench.model.tokens import as_prompts
-from workbench.sae.demonstrations import Domain, as_demonstrations
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.paired import Effects, Setting, between, effects_of, scores_of
+from workbench.sae.transfer.demonstrations import Domain, as_demonstrations
+from workbench.sae.transfer.paired import Effects, Setting, between, effects_of, scores_of
 from workbench.shapes import Codes, Float, Rows
 
 POWERS = {"act": 1, "icl": 2}
@@ -210,7 +210,7 @@ def shift_dims(
         queries: prompts of the source domain, two or more.
         demonstrations: worked examples that are put before each, see `sae.with_demonstrations`.
         n: how many features; by default 100, or a tenth of the dictionary where that is less.
-        align: what is compared with what, see `workbench.sae.paired.Setting`.
+        align: what is compared with what, see `workbench.sae.transfer.paired.Setting`.
         excess: rank by what exceeds the null.
         null: "base" (two base runs: exactly 0 where tokens are compared with themselves) or "shuffled"
             (demonstrations of the same tokens in random order; one more run).

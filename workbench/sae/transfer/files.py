@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.errors import FileRefused
 from workbench.files import refuse_pickle, tensor_metadata, write_atomically
-from workbench.sae.transfer import Shift
+from workbench.sae.transfer.shifts import Shift
 
 FORMAT, VERSION, KEY = "workbench.forecast", 1, "workbench"
 ARRAYS = ("scores", "low", "high", "random", "measured", "measured_low", "measured_high")

@@ -27,7 +27,7 @@ import numpy as np
 from scipy import sparse
 
 from workbench.records import Prompt
-from workbench.sae.corpus import Corpus, Sparse, blocks_of
+from workbench.sae.dashboards.corpus import Corpus, Sparse, blocks_of
 from workbench.shapes import Float, Int
 
 UNLABELLED = "unlabelled"

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from workbench.errors import FileRefused
 from workbench.files import refuse_pickle, tensor_metadata, write_atomically
-from workbench.sae.corpus import Corpus
+from workbench.sae.dashboards.corpus import Corpus
 
 FORMAT = "workbench.dashboard"
 VERSION = 1

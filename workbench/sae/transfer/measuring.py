@@ -31,7 +31,7 @@ from workbench.prompts.plain import to_plain
 from workbench.records import Prompt
 from workbench.rl import Sft, Trainer
 from workbench.rl.base import Check, Step
-from workbench.sae.measured import Measured, Run
+from workbench.sae.transfer.measured import Measured, Run
 
 MIXED = "all domains mixed"
 Told = Callable[[int, int, str], None]

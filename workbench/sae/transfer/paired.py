@@ -20,7 +20,9 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError, unknown
 from workbench.model.tokens import as_prompts
-from workbench.sae.demonstrations import (
+from workbench.sae.dictionary import Dictionary
+from workbench.sae.reading import Part, stream
+from workbench.sae.transfer.demonstrations import (
     COUNTED,
     JOINS,
     Domain,
@@ -29,8 +31,6 @@ from workbench.sae.demonstrations import (
     sequences,
     shuffled,
 )
-from workbench.sae.dictionary import Dictionary
-from workbench.sae.reading import Part, stream
 from workbench.shapes import Codes, Float, Int
 
 ALIGNS = ("query_tokens", "row", "pooled")
@@ -51,7 +51,7 @@ class Setting:
             the first half of the queries against the second); "shuffled", demonstrations of the
             same tokens in random order.
         counted: which tokens of a query: "prompt", its gold "completion", or "both".
-        separator, join: see `workbench.sae.demonstrations`.
+        separator, join: see `workbench.sae.transfer.demonstrations`.
         seed: of the shuffle.
     """
 

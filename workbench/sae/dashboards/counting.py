@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workbench.sae.corpus import Sparse, blocks_of
+from workbench.sae.dashboards.corpus import Sparse, blocks_of
 from workbench.shapes import Float, Int
 
 NOBODY = -1

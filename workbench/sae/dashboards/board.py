@@ -32,11 +32,11 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.model.tokens import as_prompts
 from workbench.patching.head import Head
-from workbench.sae import board_file, board_page, counting
-from workbench.sae.corpus import Corpus, Sparse, read, texts_of
-from workbench.sae.counting import NOBODY
+from workbench.sae.dashboards import counting, files, page
+from workbench.sae.dashboards.corpus import Corpus, Sparse, read, texts_of
+from workbench.sae.dashboards.counting import NOBODY
+from workbench.sae.dashboards.labels import describe
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.labels import describe
 from workbench.shapes import Float, Int
 
 STREAM_PARTS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -85,7 +85,7 @@ class Dashboard:
         correlated_ids, correlated_values: features of like codes and Pearson r over tokens; -1 where
             nothing varies.
         neighbour_ids, neighbour_values: features of like decoder rows and their cosine.
-        labels: descriptions made from the data alone, see `workbench.sae.labels`.
+        labels: descriptions made from the data alone, see `workbench.sae.dashboards.labels`.
         label_scores, label_controls: F1 of each label, and the best F1 of any on shuffled tokens.
         codes: the active codes `[row, f]`, sparse.
         texts: of every token id that occurs above.
@@ -219,7 +219,7 @@ class Dashboard:
 
     def save(self, path: str | Path) -> Path:
         """Write it as one safetensors file; `Dashboard.load` gives it back."""
-        return board_file.save(self, path)
+        return files.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Dashboard:
@@ -228,7 +228,7 @@ class Dashboard:
         Raises:
             FileRefused: no such file, a pickle, half a file, or one that holds something else.
         """
-        return cls(**board_file.load(path))
+        return cls(**files.load(path))
 
     def __repr__(self) -> str:
         return (
@@ -237,7 +237,7 @@ class Dashboard:
         )
 
     def _repr_html_(self) -> str:
-        return board_page.as_html(self)
+        return page.as_html(self)
 
 
 def dashboard(

@@ -34,11 +34,11 @@ from workbench.comparison.provenance import versions
 from workbench.comparison.stats import mean_intervals
 from workbench.comparison.table import Figure, Table
 from workbench.errors import WorkbenchError, unknown
-from workbench.sae import forecast_files
-from workbench.sae.demonstrations import Domain
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.paired import Effects, Setting, effects_of
-from workbench.sae.transfer import (
+from workbench.sae.transfer import files
+from workbench.sae.transfer.demonstrations import Domain
+from workbench.sae.transfer.paired import Effects, Setting, effects_of
+from workbench.sae.transfer.shifts import (
     KINDS,
     Shift,
     checked,
@@ -324,7 +324,7 @@ class Forecast:
 
     def save(self, path: str | Path) -> Path:
         """Write everything as one safetensors file; `Forecast.load` gives it back."""
-        return forecast_files.save(self, path)
+        return files.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Forecast:
@@ -333,7 +333,7 @@ class Forecast:
         Raises:
             FileRefused: a file that is no forecast, or half of one.
         """
-        return cls(**forecast_files.load(path))
+        return cls(**files.load(path))
 
     def _table(self) -> TransferTable:
         n, m = self.scores.shape

@@ -1,0 +1,1 @@
+"""What fine-tuning will move: shifted features, scores, forecasts, and what they are held against."""
