@@ -207,9 +207,16 @@ class Widget(anywidget.AnyWidget):
         self._say("running", force=done, i=job.i, n=job.n, msg=job.note)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """As in ipywidgets, one thread at a time: the worker publishes meanwhile."""
+        """As in ipywidgets, one thread at a time, for the worker publishes meanwhile; a spec is answered.
+
+        The browser takes two seconds of silence for a kernel that is gone: where a spec asks for no
+        frame, and no status says that it was heard, a beat does.
+        """
         with self._turn:
+            before = self._pending
             super().set_state(sync_data)
+            if "spec" in sync_data and self._pending == before:
+                self.send({"type": "beat"})
 
     def notify_change(self, change: Any) -> None:
         """As in ipywidgets, one thread at a time: `hold_sync` is no lock."""

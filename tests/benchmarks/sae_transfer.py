@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-import workbench as wb
-from tests.benchmarks import measure
+from tests.benchmarks import measure, models
 from tests.benchmarks.measure import Figure
 from workbench import sae, tasks
 from workbench.sae import reading
@@ -43,7 +42,7 @@ class _Random(Coordinates):
 
 def sts_forwards(quick: bool) -> Figure:
     """Tokens through the model over tokens of the prompts; a quick run takes 8 prompts a domain."""
-    model = wb.load("reasoner")
+    model = models.reasoner()
     names, n = tasks.names()[:8], 8 if quick else 64
     domains = {
         name: sae.Domain(tasks.make(name, n, seed=1), tasks.make(name, 2, seed=2)) for name in names

@@ -212,3 +212,27 @@ def test_no_two_scorers_ask_the_same() -> None:
     tables = {name: full(one, one.scores).nan_to_num().tolist() for name, one in found.items()}
     for a in NAMES:
         assert all(a == b or tables[a] != tables[b] for b in NAMES)
+
+
+def test_candidates_chosen_among_many_are_judged_as_the_best_of_many() -> None:
+    """No feature has an effect. The best candidate is under 5 % about as often as p says."""
+    draw, small = torch.Generator().manual_seed(0), 0
+    cases, where = torch.arange(20), torch.zeros(20, dtype=torch.long)
+    for seed in range(40):
+        effects = torch.randn(20, 300, generator=draw)
+        block = Block(torch.ones(20, 300), cases, where, effects)
+        found = scorers.Ablation(candidates=4, draws=100, seed=seed).score(
+            n_cases=20,
+            slopes=lambda *_, block=block: [block],
+            switched_off=lambda _, some, along=None, effects=effects: effects[:, list(some)],
+        )
+        small += float(found.p.min()) <= 0.05
+    assert small <= 6  # 2 expected; of the four alone, most of the 40 would be
+
+
+def test_the_largest_of_signed_activations_may_be_below_0() -> None:
+    from workbench.sae.scorers.cases import pooled
+
+    block = Block(torch.tensor([[-1.0], [-3.0]]), torch.tensor([0, 0]), torch.tensor([0, 1]))
+    values = pooled([block], 2, "max")
+    assert values[0].item() == -1 and bool(values[1].isnan())

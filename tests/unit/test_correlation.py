@@ -14,6 +14,7 @@ from workbench.comparison.correlation import (
     fisher,
     r_of_draws,
     relabelled_p,
+    specific,
 )
 
 RNG = np.random.default_rng(0)
@@ -90,6 +91,65 @@ def test_items_shared_by_all_groups_count_once() -> None:
     x, y = (items + 0.01 * RNG.normal(size=(10, 4)) for _ in range(2))
     assert correlate_within(x, y).p == pytest.approx(1e-4)
     assert relabelled_p(x, y) == pytest.approx(1 / 24)
+
+
+def test_relabelling_never_meets_pairs_that_are_unknown_on_one_side_only() -> None:
+    # what only one side leaves out would come back in its null: mask both
+    x, y = RNG.normal(size=(5, 6)), RNG.normal(size=(5, 6))
+    x[np.arange(5), np.arange(5)] = y[np.arange(5), np.arange(5)] = np.nan
+    every = [
+        abs(correlate_within(x[:, list(order)], y).r) for order in list(permutations(range(6)))[::7]
+    ]
+    observed = abs(correlate_within(x, y).r)
+    assert relabelled_p(x, y) == pytest.approx(np.mean(np.array(every) >= observed), abs=0.12)
+
+
+def planted(strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and changes with large effects of sources and targets on both sides, own pairs unknown."""
+    rng = np.random.default_rng(3)
+    pair = rng.normal(size=(9, 9))
+    sides = []
+    for _ in range(2):
+        group, item, noise = (
+            rng.normal(size=(9, 1)),
+            rng.normal(size=(1, 9)),
+            rng.normal(size=(9, 9)),
+        )
+        side = 5 * group + 5 * item + strength * pair + noise
+        np.fill_diagonal(side, np.nan)
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def test_specific_r_is_that_of_residuals_of_a_two_way_fit() -> None:
+    x, y = planted(2.0)
+    rest = []
+    for side in (x, y):
+        left = side.copy()
+        for _ in range(200):  # backfitting, in place of least squares
+            left = left - np.nanmean(left, 1, keepdims=True)
+            left = left - np.nanmean(left, 0, keepdims=True)
+        rest.append(left)
+    r, p = specific(x, y)
+    assert r == pytest.approx(correlate_within(*rest).r) and r > 0.5 and p < 0.01
+
+
+def test_specific_r_does_not_see_what_sources_and_targets_have_in_common() -> None:
+    x, y = planted(2.0)
+    shift = 100 * RNG.normal(size=(9, 1)) + 100 * RNG.normal(size=(1, 9))
+    np.testing.assert_allclose(specific(x + shift, y), specific(x, y), atol=1e-6)
+    items = np.broadcast_to(RNG.normal(size=(1, 9)), (9, 9))  # the same of every source
+    assert np.isnan(specific(np.where(np.isnan(x), np.nan, items), y)).all()
+
+
+def test_sources_that_resemble_each_other_are_no_evidence_of_their_own() -> None:
+    # two kinds of sources, unrelated on both sides: eight rows, two observations
+    rng, found = np.random.default_rng(0), []
+    kinds = np.arange(8) % 2
+    for _ in range(40):
+        x, y = (rng.normal(size=(2, 6))[kinds] + 0.1 * rng.normal(size=(8, 6)) for _ in range(2))
+        found.append(specific(x, y)[1])
+    assert np.mean(np.array(found) < 0.05) < 0.2
 
 
 def test_draws_are_correlated_one_by_one() -> None:

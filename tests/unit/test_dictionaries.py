@@ -109,6 +109,12 @@ def test_features_without_a_score_of_their_own_have_no_encoder_row(architecture:
         made(architecture).encoder_row(0)
 
 
+@pytest.mark.parametrize("feature", [-1, FEATURES])
+def test_a_feature_that_it_lacks_has_no_encoder_row(feature: int) -> None:
+    with pytest.raises(WorkbenchError, match="no such feature.*0 to 23"):
+        made().encoder_row(feature)
+
+
 def test_a_row_normalised_dictionary_needs_the_row() -> None:
     dictionary = made("standard", normalize_activations="layer_norm")
     assert torch.equal(dictionary.reconstruct(rows()), dictionary.sae(rows()))
@@ -347,9 +353,25 @@ def test_missing_normalisation_statistics(folder: Path) -> None:
     )
     assert torch.allclose(folded.decoder, plain.decoder / 0.5)
     assert folded.sae.cfg.normalize_activations == "none"
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(WorkbenchError, match="a factor above 0"):
+            sae.load(folder, norm_scale=bad)
     rewrite(folder, normalize_activations="covariance_whitening")
-    with pytest.raises(FileRefused, match="covariance_whitening"):
+    with pytest.raises(FileRefused, match="covariance_whitening.*are missing"):
+        sae.load(folder)
+    with pytest.raises(WorkbenchError, match="no scale that this dictionary takes.*whitening"):
         sae.load(folder, norm_scale=0.5)
+
+
+def test_a_scale_without_use_is_refused(folder: Path) -> None:
+    with pytest.raises(WorkbenchError, match="no scale that this dictionary takes.*'none'"):
+        sae.load(folder, norm_scale=0.5)
+
+
+def test_one_of_several_in_a_folder(folder: Path) -> None:
+    assert sae.load(folder.parent, "one").site == SITE
+    with pytest.raises(FileRefused, match="has no cfg.json"):
+        sae.load(folder, "another")
 
 
 def test_a_release_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +412,9 @@ def test_a_hook_in_unknown_words(tmp_path: Path) -> None:
     with pytest.raises(FileRefused, match="does not say in words known here what it reads"):
         sae.load(tmp_path)
     assert sae.load(tmp_path, site="L1.resid_mid").site == "L1.resid_mid"
+    for many in ("L*.resid_post", "L1-3.resid_post"):
+        with pytest.raises(FileRefused, match="does not say in words known here"):
+            sae.load(tmp_path, site=many)
 
 
 def test_another_site_than_the_file_says(folder: Path) -> None:
@@ -408,6 +433,20 @@ def test_another_width_is_refused_even_by_force(tmp_path: Path) -> None:
     for force in (False, True):
         with pytest.raises(WorkbenchError, match="another width.*48.*force=True cannot help"):
             sae.load(tmp_path / "one", model=wide, force=force)
+
+
+def test_a_module_may_have_any_width() -> None:
+    model = tiny.model()
+    site = "hf:model.layers.1.mlp.up_proj:out"
+    dictionary = Dictionary(module("standard", d_in=model.dims.d_mlp), site, site)
+    (part,) = sae.stream(dictionary, model, "abc", progress=False)
+    assert part.rows.shape == (3, model.dims.d_mlp) and model.dims.d_mlp != model.d_model
+
+
+def test_a_transcoder_that_writes_another_width_is_refused() -> None:
+    narrow = Dictionary(module("transcoder", d_out=D - 1), SITE, "L1.mlp_out")
+    with pytest.raises(WorkbenchError, match="writes another width than L1.mlp_out.*32.*31"):
+        list(sae.stream(narrow, tiny.model(), "abc", progress=False))
 
 
 def test_another_layer_is_refused(tmp_path: Path) -> None:
@@ -550,6 +589,18 @@ def test_the_shipped_ones_load_and_are_small(name: str) -> None:
     assert str(sites.parse(found.site, 6)[0]) in name and str(found.n_features) in name
     assert found.model is not None and found.model.weights
     assert not found.history.empty and found.facts["tokens"] >= 10**6
+
+
+def test_the_shipped_ones_fit_their_model_on_any_number_of_threads() -> None:
+    """Sums of floats depend on how they are split: a fingerprint of such sums would differ."""
+    before, model = torch.get_num_threads(), tiny.wb.load("reasoner")
+    assert {one.model for one in map(sae.load, sae.shipped())} == {model.fingerprint}
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert sae.load(sae.shipped()[0], model=model).d == 128
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_unknown_public_names_are_attribute_errors() -> None:

@@ -15,10 +15,10 @@ from scipy import stats
 from tests import tiny
 from tests.unit.test_sts import QUERIES, SHOWN, small
 from workbench import sae
-from workbench.comparison.correlation import r_of_draws
+from workbench.comparison.correlation import r_of_draws, relabelled_p, specific
 from workbench.errors import FileRefused, UnknownName, WorkbenchError
 from workbench.records import Prompt
-from workbench.sae.transfer.forecasts import ACTIVE, LOWEST, POOLED, Forecast, Readings
+from workbench.sae.transfer.forecasts import ACTIVE, ALL, LOWEST, POOLED, Forecast, Readings
 from workbench.sae.transfer.paired import Effects, Setting
 from workbench.sae.transfer.shifts import Shift
 
@@ -121,6 +121,15 @@ def test_the_most_active_features_of_a_source_are_a_control() -> None:
     assert len(everywhere) == 10 and list(everywhere) != dims
 
 
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_all_features_are_a_control_that_knows_nothing_of_the_source(reduce: str) -> None:
+    found = planted().forecast(draws=20, reduce=reduce)
+    everything = planted().effects["two"].active[1].to_dense().sum(1).mean()
+    expected = float(everything) / (100 if reduce == "mean" else 1)
+    np.testing.assert_allclose(found.controls[ALL][:, 1], expected, rtol=1e-5)
+    assert f"r {ALL}" in found.against(measured()).report().columns
+
+
 def test_mean_and_power_are_those_of_the_scores() -> None:
     total = planted().forecast(power=2, draws=20)
     mean = planted().forecast(power=2, reduce="mean", draws=20)
@@ -160,6 +169,24 @@ def test_a_row_of_the_report_is_scipys_on_other_targets() -> None:
     assert own[own["source"] == "two"].iloc[0]["n"] == 6 and own.iloc[-1]["n"] == 36
 
 
+def test_only_other_targets_count_in_the_pooled_tests() -> None:
+    """Own changes are large, and left out: of the null that relabels targets too."""
+    changes = np.abs(measured(noise=0.3))
+    huge = changes + 50 * np.eye(6)
+    scores = forecast().scores + np.random.default_rng(1).normal(size=(6, 6))
+    given = replace(forecast(), scores=scores)
+    table = [given.against(y).report().frame().iloc[-1] for y in (changes, huge)]
+    for column in ("r", "p", "relabelled_p", "specific_r", "specific_p", f"r {ALL}"):
+        assert table[0][column] == pytest.approx(table[1][column]), column
+    x, y = (np.where(np.eye(6, dtype=bool), np.nan, v) for v in (scores, changes))
+    row = table[0]
+    assert (row["specific_r"], row["specific_p"]) == pytest.approx(specific(x, y))
+    assert row["relabelled_p"] == pytest.approx(relabelled_p(x, y))
+    assert f"r = {row['specific_r']:.2f}, p =" in given.against(changes).figure().caption
+    each = given.against(changes).report().frame().iloc[:-1]
+    assert each["specific_r"].isna().all()
+
+
 def test_the_size_of_changes_is_forecast_and_not_their_sign() -> None:
     against = forecast().against(measured())
     signed = against.report(absolute=False).frame().iloc[-1]
@@ -190,6 +217,10 @@ def test_measured_changes_are_found_by_name() -> None:
         forecast().against({"seven": {"one": 0.1}})
     with pytest.raises(WorkbenchError, match="nothing is measured"):
         forecast().report()
+    with pytest.raises(WorkbenchError, match="holds no changes.*int"):
+        forecast().against(5)
+    with pytest.raises(WorkbenchError, match="none is a source"):
+        planted().forecast(shifts={})
 
 
 def test_frames_and_words() -> None:

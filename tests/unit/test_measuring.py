@@ -13,6 +13,7 @@ import torch
 
 import workbench as wb
 from tests import tiny
+from workbench.decoding import Sample
 from workbench.errors import FileRefused, UnknownName, WorkbenchError
 from workbench.rl import Sft, TrainedArm
 from workbench.rl.base import Step
@@ -71,10 +72,11 @@ class Counting:
         edits: Any = (),  # noqa: ARG002
         seed: int = 0,
         on_step: Any = None,
-        check: Any = None,  # noqa: ARG002
+        check: Any = None,
         *,
         shuffle_rewards: bool = False,
     ) -> TrainedArm:
+        self.check = check
         self.asked.append((len(prompts), seed, shuffle_rewards))
         curve = tuple(Step(i, steps, (0.5, 1.0), 1.0, 1.0) for i in range(steps))
         for step in curve:
@@ -170,6 +172,25 @@ def test_a_call_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert third.asked == [] and again.runs == found.runs
 
 
+def test_one_check_judges_training_and_tests() -> None:
+    trainer = Counting()
+    measure(trainer=trainer, steps=1, domains={"one": TRAIN["one"]})
+    assert trainer.check is says_it
+    with pytest.raises(WorkbenchError, match="check.*no number"):
+        measure(trainer=trainer, steps=1, check=lambda _p, _t: float("nan"))
+
+
+def test_the_figure_is_the_changes_with_their_intervals(measured: Measured) -> None:
+    figure = measured.figure()
+    (heat,) = figure.plot().data
+    np.testing.assert_allclose(np.array(heat.z, float), measured.change, atol=1e-6)
+    cells = np.array(heat.customdata, float)
+    np.testing.assert_allclose(cells[..., 0], measured.low, atol=1e-4)
+    np.testing.assert_allclose(cells[..., 1], measured.high, atol=1e-4)
+    assert cells[0, :, 2].tolist() == [3, 5]
+    assert list(heat.x) == ["one", "two"] and "Seeds alone" in figure.caption
+
+
 def test_models_are_kept_beside_their_numbers(tmp_path: Path) -> None:
     few = {"steps": 2, "path": tmp_path, "domains": {"one": TRAIN["one"]}}
     one = measure(**few, keep_models=True).models["one"]
@@ -177,6 +198,7 @@ def test_models_are_kept_beside_their_numbers(tmp_path: Path) -> None:
     assert back is not one and torch.equal(back.hf.lm_head.weight, one.hf.lm_head.weight)
     read = wb.load(str(tmp_path / "models" / "one"), proof=False)
     assert torch.equal(read.run(["ab"]).logits, one.run(["ab"]).logits)
+    assert (back.name, back.device, back.dtype) == (one.name, one.device, one.dtype)
 
 
 def test_numbers_without_their_models_are_trained_again_where_models_are_wanted(
@@ -188,12 +210,26 @@ def test_numbers_without_their_models_are_trained_again_where_models_are_wanted(
     assert len(second.asked) == 2 and set(found.models) == {"one", "two"}
 
 
+def test_the_tests_decode_as_they_are_told(tmp_path: Path) -> None:
+    """Training nothing, the same samples come before and after; greedy tests are of another call."""
+    sampled = measure(trainer=Counting(), decoder=Sample(), path=tmp_path)
+    greedy = measure(trainer=Counting())
+    assert not sampled.change.any() and not greedy.change.any()
+    assert "Sample" in str(sampled.provenance["decoder"])
+    with pytest.raises(WorkbenchError, match="decoder"):
+        measure(trainer=Counting(), path=tmp_path)
+
+
 def test_a_folder_of_another_call_is_refused(tmp_path: Path) -> None:
     measure(trainer=Counting(), steps=1, path=tmp_path)
     with pytest.raises(WorkbenchError, match="another call.*same steps"):
         measure(trainer=Counting(), steps=2, path=tmp_path)
     with pytest.raises(WorkbenchError, match="another call.*trainer"):
         measure(steps=1, path=tmp_path)
+    with pytest.raises(WorkbenchError, match="another call.*same seed"):
+        measure(trainer=Counting(), steps=1, path=tmp_path, seed=5)
+    with pytest.raises(WorkbenchError, match="another call.*same check"):
+        measure(trainer=Counting(), steps=1, path=tmp_path, check=lambda _p, _t: 1.0)
     (tmp_path / "one.json").write_text("{")
     with pytest.raises(WorkbenchError, match="one.json cannot be read"):
         measure(trainer=Counting(), steps=1, path=tmp_path)

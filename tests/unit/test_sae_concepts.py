@@ -169,6 +169,10 @@ def test_special_tokens_completions_and_words(tmp_path: Any) -> None:
     assert found.features.shape[1] == 2
     more = found_in(model, dictionary, special=True)
     assert len(more.features) == len(found.features) + len(TEXTS)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(
+            found_in(model, dictionary, top=2).attributions, found.attributions
+        )
     ids = model.tokens("cd").ids[0, 1:].tolist()
     longer = found_in(model, dictionary, ["ab"], completions=[ids])
     whole = found_in(model, dictionary, ["abcd"])

@@ -288,6 +288,8 @@ def test_a_planted_dictionary_is_found_out() -> None:
     texts = ["abca", "bcde", "aa=j", "fgab", "ja12"] * 3
     found = dashboard(dictionary, model, texts, examples=4, bins=4, progress=False)
     whole = "".join(texts)
+    assert np.isfinite(found.promoted_values).all()  # although some streams are 0 and have no scale
+    assert found.promoted_values[:, 0].all()
     for feature, letter in enumerate("abcdefghij"):
         assert found.density[feature] == pytest.approx(whole.count(letter) / len(whole))
         count = whole.count(letter)
@@ -306,7 +308,7 @@ def test_a_planted_dictionary_is_found_out() -> None:
     assert found.labels[3] == found.labels[15] == "unlabelled"
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox", "mixtral"])
 def test_effects_are_the_formula_of_each_family(family: str) -> None:
     model = tiny.model(family)
     directions = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
@@ -350,6 +352,42 @@ def test_promoted_tokens_are_the_largest_effects() -> None:
     text, value = made.promoted(5)[0]
     assert text == tiny.tokenizer().decode([int(top.indices[5, 0])])
     assert value == pytest.approx(float(top.values[5, 0]), abs=1e-5)
+
+
+def test_the_norm_is_asked_at_few_tokens_of_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, effects = [], Head.effects
+
+    def watched(self: Head, directions: torch.Tensor, resid: torch.Tensor) -> torch.Tensor:
+        seen.append(resid)
+        return effects(self, directions, resid)
+
+    monkeypatch.setattr(Head, "effects", watched)
+    monkeypatch.setattr("workbench.sae.dashboards.board.SCALE_ROWS", 5)
+    found = dashboard(random_dictionary(), tiny.model(), PROMPTS, progress=False)
+    site = "L2.resid_post"
+    acts = tiny.model().record(PROMPTS, site, pool="all", progress=False)[site]
+    torch.testing.assert_close(seen[0], acts[::13])
+    assert len(seen[0]) == 5
+    assert found.promoted_ids[0].tolist() == board().promoted_ids[0].tolist()
+
+
+def test_a_bf16_model_and_dictionary_give_about_the_same() -> None:
+    model = wb.load(tiny.module("llama").to(torch.bfloat16), tiny.tokenizer())
+    coarse = random_dictionary().to("cpu", torch.bfloat16)
+    found = dashboard(coarse, model, PROMPTS, progress=False)
+    assert found.codes.dtype == np.float32
+    np.testing.assert_allclose(found.codes.toarray(), dense(), atol=0.15)
+    np.testing.assert_allclose(found.promoted_values, board().promoted_values, atol=0.02)
+    same(found, dashboard(coarse, model, PROMPTS, progress=False))
+
+
+def test_a_transcoder_promotes_by_what_it_writes() -> None:
+    across = replace(random_dictionary(), site="L1.mlp_norm_out", target="L1.mlp_out")
+    found = dashboard(across, tiny.model(), PROMPTS, progress=False)
+    np.testing.assert_array_equal(found.promoted_ids, board().promoted_ids)
+    assert (found.density != board().density).any()
+    beside = replace(random_dictionary(), target="L1.mlp_norm_out")
+    assert dashboard(beside, tiny.model(), PROMPTS, progress=False).promoted(0) == []
 
 
 def test_a_dictionary_beside_the_stream_promotes_nothing() -> None:
@@ -439,6 +477,7 @@ def test_the_frame_has_a_row_per_feature() -> None:
         ({"features": [-1]}, "not features of this dictionary"),
         ({"features": []}, "not features of this dictionary"),
         ({"features": [1, 1]}, "each once"),
+        ({"features": [True]}, "not features of this dictionary"),
         ({"examples": 0}, "at least 1"),
         ({"bins": 0}, "at least 1"),
         ({"correlated": -1}, "at least 0"),
@@ -461,6 +500,27 @@ def test_bad_prompts_and_models() -> None:
         dashboard(other, tiny.model(), PROMPTS, progress=False)
     forced = dashboard(other, tiny.model(), PROMPTS, force=True, progress=False)
     assert forced.n_tokens == board().n_tokens
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"), [("W_enc", r"NaN or infinite.*\[3\]"), ("W_dec", "decoder holds NaN")]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_dictionary_is_no_silent_one(weights: str, said: str, value: float) -> None:
+    import copy
+
+    broken = replace(random_dictionary(), sae=copy.deepcopy(random_dictionary().sae))
+    with torch.no_grad():
+        matrix = getattr(broken.sae, weights)
+        (matrix[:, 3] if weights == "W_enc" else matrix[3]).fill_(value)
+    with pytest.raises(WorkbenchError, match=said):
+        dashboard(broken, tiny.model(), PROMPTS, progress=False)
+
+
+def test_no_window_backwards() -> None:
+    for option in ({"before": -1}, {"after": -1}):
+        with pytest.raises(WorkbenchError, match="at least 0"):
+            board().example(3, 0, **option)
 
 
 def test_too_many_active_codes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,9 +370,10 @@ def test_a_checkpoint_of_another_training_is_refused(
             learn(path=tmp_path)
     with pytest.raises(FileRefused, match="other settings.*'width': 40.*'width': 50"):
         learn(path=tmp_path, width=50)
-    (tmp_path / "checkpoint-400" / "trainer_state.pt").write_bytes(b"no")
-    with pytest.raises(FileRefused, match="damaged checkpoint.*delete checkpoint-400"):
-        learn(path=tmp_path)
+    for name in ("trainer_state.pt", "workbench.json"):
+        (tmp_path / "checkpoint-400" / name).write_bytes(b"no")
+        with pytest.raises(FileRefused, match="damaged checkpoint.*delete checkpoint-400"):
+            learn(path=tmp_path)
 
 
 def test_a_checkpoint_cut_short_is_not_seen(
@@ -400,6 +401,19 @@ def test_folders_that_hold_something_else(tmp_path: Path) -> None:
         learn(path=tmp_path)
     with pytest.raises(FileRefused, match="is a file"):
         learn(path=tmp_path / "thesis.tex")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-final", "checkpoint-400"])
+def test_checkpoints_of_others_are_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileRefused, match=f"holds something else.*{name}"):
+        learn(path=tmp_path)
+    assert (tmp_path / name).is_dir()
+
+
+def test_options_may_be_tuples(tmp_path: Path) -> None:
+    nested = {"path": tmp_path, "matryoshka_widths": (10, 40)}
+    assert same(learn("matryoshka_batchtopk", **nested), learn("matryoshka_batchtopk", **nested))
 
 
 # what is refused
@@ -463,12 +477,21 @@ def test_a_training_that_blows_up_says_so() -> None:
 # the shipped ones, in miniature
 
 
+def test_text_of_every_task_and_none_that_was_trained_on() -> None:
+    seen = texts(40, 0)
+    assert seen == texts(40, 0) != texts(40, 1)
+    assert len(seen) == 40 * len(tasks.names())
+    assert set(seen) & set(texts(40, 1))  # few characters make few examples
+    unseen = texts(5, 1, but=frozenset(seen))
+    assert len(unseen) == 5 * len(tasks.names()) and not set(seen) & set(unseen)
+
+
+@pytest.mark.slow
 def test_the_builder_trains_measures_and_describes(tmp_path: Path) -> None:
     small = {"layers": (2,), "widths": (32,), "tokens": 2048, "examples": 8, "held_out": 1}
     folder = build_saes("reasoner", tmp_path, **small)
     card = (folder / "README.md").read_text()
     assert "| L2.resid_post-32 | 0.002048 M | " in card and "{" not in card
+    assert "| training data | 8 examples of every task" in card
     found = sae.load(folder / "L2.resid_post-32")
     assert found.n_features == 32 and found.facts["options"]["k"] == 20
-    assert texts(2, 0) == texts(2, 0) != texts(2, 1)
-    assert len(texts(2, 0)) == 2 * len(tasks.names())

@@ -12,7 +12,7 @@ import workbench as wb
 from tests import tiny
 from workbench.errors import PromptError, WorkbenchError
 from workbench.rl import Sft, Trainer, sft
-from workbench.rl.supervised import completion_ids, completion_loss
+from workbench.rl.supervised import _shuffled, completion_ids, completion_loss
 
 PROMPTS = [wb.Prompt(text=t) for t in ("abc", "hello there", "9+7=", "some more")]
 WANTED = ("xyz", "hi", "16", "of it all")
@@ -93,7 +93,24 @@ def test_shuffled_completions_are_those_of_other_prompts() -> None:
     model = tiny.model()
     shuffled = trainer.train(model, PROMPTS, 60, shuffle_rewards=True).model
     texts = [t.text for t in shuffled.generate(PROMPTS, max_new_tokens=12)]
-    assert texts != list(WANTED) and sorted(texts) == sorted(WANTED)
+    assert sorted(texts) == sorted(WANTED)
+    assert all(a != b for a, b in zip(texts, WANTED, strict=True))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_shuffling_gives_nobody_their_own(n: int) -> None:
+    some: list = [(wb.Prompt(text=f"p{i}"), (i,)) for i in range(n)]
+    for seed in range(20):
+        given = _shuffled(some, seed)
+        assert [p for p, _ in given] == [p for p, _ in some]
+        assert sorted(ids for _, ids in given) == [(i,) for i in range(n)]
+        assert n == 1 or all(a[1] != b[1] for a, b in zip(given, some, strict=True))
+
+
+def test_a_mixture_of_experts_learns_too() -> None:
+    model = tiny.model("mixtral")
+    trained = sft(model, PROMPTS, WANTED, steps=25, **QUICK)
+    assert trained.curve[-1].loss < 0.7 * trained.curve[0].loss
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -133,6 +150,8 @@ def test_what_cannot_be_learned_is_refused() -> None:
         sft(model, PROMPTS, WANTED, steps=0, **QUICK)
     with pytest.raises(WorkbenchError, match="empty batches"):
         Sft(batch_size=0, completions=WANTED).train(model, PROMPTS, 1)
+    with pytest.raises(WorkbenchError, match="warmup of no steps"):
+        Sft(warmup=-1, completions=WANTED).train(model, PROMPTS, 1)
     with pytest.raises(WorkbenchError, match="cosine"):
         sft(model, PROMPTS, WANTED, steps=1, **QUICK, schedule="cosin")
     with pytest.raises(PromptError, match="outside the vocabulary"):

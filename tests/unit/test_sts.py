@@ -241,6 +241,19 @@ def test_a_mean_is_a_sum_over_the_number_of_features() -> None:
     total = sae.sts(small(), tiny.model(), QUERIES, [7, 11, 30], progress=False)
     mean = sae.sts(small(), tiny.model(), QUERIES, [7, 11, 30], reduce="mean", progress=False)
     np.testing.assert_allclose(total.values, 3 * mean.values, rtol=1e-5)
+    twice = sae.sts(small(), tiny.model(), QUERIES, [7, 7, 11, 30], reduce="mean", progress=False)
+    np.testing.assert_allclose(twice.values, mean.values)
+
+
+def test_a_score_of_whole_texts_weighs_tokens_alike_and_so_does_its_interval() -> None:
+    queries = [QUERIES[0] * 6, *QUERIES[1:]]
+    found = sae.sts(small(), tiny.model(), queries, [7, 11, 30], align="row", progress=False)
+    rows = torch.cat([rows_of(q) for q in queries])[:, [7, 11, 30]]
+    assert found.mean == pytest.approx(float(rows.mean(0).sum()), rel=1e-4)
+    assert found.low < found.mean < found.high
+    ends = np.array([found.low, found.high])
+    once = sae.sts(small(), tiny.model(), queries, [7, 11, 30], progress=False)
+    assert abs(ends - [once.low, once.high]).min() > 1e-3
 
 
 # actual shifts
@@ -276,6 +289,23 @@ def test_coordinates_are_the_activations_themselves() -> None:
     one = sae.shift_dims(found, model, [QUERIES[0]] * 2, SHOWN, progress=False)
     torch.testing.assert_close(one.delta, expected, atol=1e-5, rtol=1e-4)
     assert len(moved.dims) == 3  # a tenth of 32
+
+
+def test_demonstrations_may_be_an_iterator() -> None:
+    found = shift(demonstrations=iter(SHOWN), queries=iter(QUERIES))
+    torch.testing.assert_close(found.delta, shift().delta)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama"])
+def test_models_in_bfloat16_and_of_experts(name: str) -> None:
+    model = wb.load(tiny.module(name).bfloat16(), tiny.tokenizer(), proof=False)
+    found = sae.coordinates(model, SITE)
+    moved = sae.shift_dims(found, model, QUERIES, SHOWN, n=4, progress=False)
+    assert len(moved.dims) == 4 and moved.delta.dtype == torch.float32
+    score = sae.sts(found, model, QUERIES, moved, power=2, progress=False)
+    raw = [model.run([q], [SITE], logits="none")[SITE][0, 1:].float() for q in QUERIES]
+    expected = np.mean([float(h[:, list(moved.dims)].pow(2).mean(0).sum()) for h in raw])
+    assert score.mean == pytest.approx(expected, rel=0.05)
 
 
 # a shift and its dimensions
@@ -393,6 +423,8 @@ def test_demonstrations_longer_than_the_context_say_how_many_fit() -> None:
 
 # refusals
 
+ASKED = (("add 3 3?\n", "#6"), ("add 4 4?\n", ""))
+
 
 @pytest.mark.parametrize(
     ("options", "error", "said"),
@@ -405,6 +437,11 @@ def test_demonstrations_longer_than_the_context_say_how_many_fit() -> None:
         ({"align": "row", "counted": "completion"}, WorkbenchError, "whole texts"),
         ({"demonstrations": ["add 1 1?\n"]}, PromptError, "no completion"),
         ({"counted": "both"}, PromptError, "no completion"),
+        (
+            {"counted": "completion", "queries": [Prompt(text=q, answer=a) for q, a in ASKED]},
+            WorkbenchError,
+            "no token that counts.*none of query 1",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_words(

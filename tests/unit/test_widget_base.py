@@ -149,5 +149,21 @@ def test_the_browser_hears_of_every_request(probe: Callable[..., Probe]) -> None
     go.set()
 
 
+def test_the_browser_hears_of_a_spec_that_asks_for_no_frame(
+    probe: Callable[..., Probe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widget = probe(lambda _spec, _job: {})
+    monkeypatch.setattr(widget, "_needs_frame", lambda old, new: old["x"] != new["x"])
+    for spec in ({"x": 0, "strength": 2}, {"x": 0, "strength": 2}):  # changed, and the same again
+        widget.sent.clear()
+        widget.set_state({"spec": spec})
+        assert [kind for kind, _ in widget.sent] == ["beat"]
+    widget.sent.clear()
+    widget.set_state({"spec": {"x": 1}})
+    widget.set_state({"view": {"tab": 1}})
+    widget.ask(strength=3)  # from Python: nobody waits
+    assert _said(widget) == []
+
+
 def _said(widget: Probe) -> list[tuple[str, Any]]:
     return [one for one in widget.sent if one[0] != "update"]

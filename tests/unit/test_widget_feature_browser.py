@@ -183,14 +183,6 @@ def test_another_feature_or_order_asks_for_a_frame_and_a_slider_does_not() -> No
     assert widget.seq == seen + 1
 
 
-def test_a_moved_slider_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A browser that hears nothing for two seconds says that the kernel is gone."""
-    widget, sent = browser(), []
-    monkeypatch.setattr(widget, "send", lambda content, buffers=None: sent.append(content))
-    widget.ask(strength=0.5)
-    assert sent == [{"type": "beat"}]
-
-
 # --- own text --------------------------------------------------------------------------------------
 
 
@@ -355,6 +347,12 @@ def test_a_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(len(one["examples"]) for one in fewer) < most
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    widget = browser().choose(np.int64(3), mode="add", strength=np.float32(0.5))  # type: ignore[arg-type]
+    assert type(widget.spec["feature"]) is int and type(widget.spec["strength"]) is float
+    assert unpack(widget.precompute(np.array([2, 3])).sweep)["grid"] == [2, 3]
+
+
 def test_the_frame_is_small() -> None:
     assert len(browser().data) < 40_000
 
@@ -373,9 +371,17 @@ def test_mistakes_are_said_in_words() -> None:
         ),
         ({"feature": 4}, "describes no such feature"),
         ({"feature": True}, "describes no such feature"),
+        ({"dictionary": tiny.model()}, "expected a Dictionary"),
+        (
+            {"rankings": {"a": pd.DataFrame({"feature": [np.nan, 3], "score": [1.0, 2.0]})}},
+            "expected numbers",
+        ),
+        ({"rankings": {"a": pd.DataFrame({"feature": [3], "score": ["x"]})}}, "expected numbers"),
     ):
         with pytest.raises(WorkbenchError, match=words):
             FeatureBrowser(board(), **wrong)
+    with pytest.raises(WorkbenchError, match="expected a Dashboard"):
+        FeatureBrowser(made())  # type: ignore[arg-type]
     widget = FeatureBrowser(board())
     for act, words in (
         (lambda: widget.choose(4), "describes no such feature"),

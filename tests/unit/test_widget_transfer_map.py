@@ -162,6 +162,9 @@ def test_it_says_where_r_lies_among_random_features(r: float, where: str) -> Non
     row = {"source": "add", "n": 8, "r": r, "low": 0.0, "high": 1.0, "p": 0.5, "exact": True}
     row |= {"spearman": r, "random_low": -0.5, "random_high": 0.5, "random_p": 0.25}
     assert f"is {where} this band" in reading.in_words(row)[-1]
+    controls = {"r least shifted": -0.25, "r most active": 0.5, "r unknown": math.nan}
+    said = reading.in_words(row | controls)[-1]
+    assert said == "r of other features: least shifted −0.25, most active 0.50"
 
 
 def test_the_mix_is_the_forecasts() -> None:
@@ -211,7 +214,7 @@ def test_features_come_with_their_examples_or_say_why_not() -> None:
     assert about["label"] == "digit 3" and about["largest"] == 3 and about["promoted"] == ["d", "d"]
     (example,) = about["examples"]
     assert example["pieces"] == list("add 1") and example["values"] == [0, 0, 0, 0, 3]
-    assert (example["peak"], example["first"]) == (4, 0)
+    assert (example["peak"], example["position"]) == (4, 4)
     assert "active on 20 % of 10 tokens" in about["numbers"]
     assert "not on the dashboard" in features["20"]["why"]
     never = TransferMap(forecast(), board()).choose("judge", "mul").frame["opened"]["features"]
@@ -260,6 +263,8 @@ def test_the_record_says_what_is_chosen() -> None:
     assert (record.change, record.change_low) == (-0.2, pytest.approx(-0.25))
     first = one.choose("add", "sub").to_record()
     assert first.feature == first.features[0], "the one that adds most"
+    numpys = one.choose("add", "sub", feature=np.int64(7), strength=np.float32(0.5))  # type: ignore[arg-type]
+    assert type(numpys.spec["feature"]) is int and numpys.to_record().edit.strength == 0.5  # type: ignore[union-attr]
 
 
 def test_the_edit_switches_the_feature_off() -> None:
@@ -318,6 +323,10 @@ def test_the_code_gives_the_same_pair(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names["forecast"].terms["sort"].tolist() == given.terms["sort"].tolist()
     one.to_code()
     assert len(list(tmp_path.glob("forecasts/*"))) == 1, "the same forecast is written once"
+    wider = dataclasses.replace(given, measured_low=CHANGE - 0.2)
+    exec(TransferMap(wider).to_code(), names)
+    assert np.allclose(names["forecast"].measured_low, CHANGE - 0.2, equal_nan=True)
+    assert len(list(tmp_path.glob("forecasts/*"))) == 2, "another one beside it"
     alone = TransferMap(given)
     exec(alone.to_code(), names)
     assert names["forecast"].sources == SOURCES
@@ -387,6 +396,9 @@ def test_what_it_has_not_is_refused_in_words() -> None:
         TransferMap(forecast()).to_record()
     with pytest.raises(UnknownName, match="unknown target"):
         one.precompute([("add", "nowhere")])
+    for grid in (["add"], 3, []):
+        with pytest.raises(WorkbenchError, match="no pairs to keep"):
+            one.precompute(grid)  # type: ignore[arg-type]
 
 
 def test_a_place_that_the_browser_made_up_is_an_error_in_words() -> None:
@@ -403,8 +415,17 @@ def test_another_dictionary_is_refused() -> None:
         TransferMap(forecast(), dataclasses.replace(board(), dictionary_name="other"))
     with pytest.raises(WorkbenchError, match="25 features"):
         TransferMap(forecast(), None, dictionary(width=25))
-    with pytest.raises(WorkbenchError, match="what sae.forecast gives"):
-        TransferMap({"add": 1})  # type: ignore[arg-type]
+    for wrong in (
+        ({"add": 1},), (forecast(), dictionary()), (forecast(), None, board()),
+    ):  # fmt: skip
+        with pytest.raises(WorkbenchError, match="expected a (Forecast|Dashboard|Dictionary)"):
+            TransferMap(*wrong)  # type: ignore[arg-type]
+    elsewhere = dataclasses.replace(board(), site="L0.resid_post")
+    with pytest.raises(WorkbenchError, match="at L0.resid_post"):
+        TransferMap(forecast(), elsewhere, dictionary())
+    # a folder is no other dictionary
+    moved = dataclasses.replace(board(), dictionary_name=f"/here/{NAME}")
+    TransferMap(forecast(), moved, dictionary(name=f"there/{NAME}"))
 
 
 # a real one

@@ -6,6 +6,7 @@ Numbers are cut to four digits: three are shown, and a page keeps many of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Described:
     """
 
     def __init__(self, dashboard: Dashboard):
-        self.dashboard = dashboard
+        self.dashboard = expect("FeatureBrowser(dashboard)", dashboard, Dashboard)
         self.features = [int(f) for f in dashboard.features]
         self.place = {feature: i for i, feature in enumerate(self.features)}
         self.density = np.asarray(dashboard.density, np.float64)
@@ -40,8 +41,12 @@ class Described:
         Raises:
             WorkbenchError: it is not described there.
         """
-        if isinstance(feature, int) and not isinstance(feature, bool) and feature in self.place:
-            return self.place[feature]
+        if (
+            isinstance(feature, Integral)
+            and not isinstance(feature, bool)
+            and int(feature) in self.place
+        ):
+            return self.place[int(feature)]
         raise WorkbenchError(
             "FeatureBrowser",
             "the dashboard describes no such feature",
@@ -66,7 +71,7 @@ class Described:
             "largest": cut_number(self.largest[i]),
             "mean": cut_number(board.mean[i]),
             "histogram": [int(n) for n in board.histogram[i]],
-            "examples": self._examples(feature, min(most, board.n_examples(feature))),
+            "examples": examples_of(board, feature, most, BEFORE, AFTER),
             "promoted": _effects(board.promoted(feature)),
             "suppressed": _effects(board.suppressed(feature)),
             "correlated": self._relatives("correlated", i),
@@ -77,20 +82,6 @@ class Described:
                 if (score := ranking.of(feature)) is not None
             ],
         }
-
-    def _examples(self, feature: int, most: int) -> list[dict[str, Any]]:
-        """The tokens around a feature's strongest ones."""
-        found = (self.dashboard.example(feature, k, BEFORE, AFTER) for k in range(most))
-        return [
-            {
-                "pieces": one.pieces,
-                "values": [cut_number(v) for v in one.values],
-                "peak": one.peak,
-                "prompt": one.prompt,
-                "position": one.position,
-            }
-            for one in found
-        ]
 
     def texts(self) -> list[str]:
         """What a search looks at, a lower-case text per feature: label, promoted tokens, examples."""
@@ -122,6 +113,23 @@ class Described:
         ]
 
 
+def examples_of(
+    board: Dashboard, feature: int, most: int, before: int, after: int
+) -> list[dict[str, Any]]:
+    """The tokens around a feature's strongest ones, at most `most` of these."""
+    ranks = range(min(most, board.n_examples(feature)))
+    return [
+        {
+            "pieces": one.pieces,
+            "values": [cut_number(v) for v in one.values],
+            "peak": one.peak,
+            "prompt": one.prompt,
+            "position": one.position,
+        }
+        for one in (board.example(feature, k, before, after) for k in ranks)
+    ]
+
+
 def _effects(tokens: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
     return [{"text": text, "value": cut_number(value)} for text, value in tokens]
 
@@ -135,6 +143,29 @@ def cut_number(value: Any) -> float | None:
     """A number to four digits; None where there is none."""
     value = float(value)
     return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
+
+
+def expect(where: str, given: Any, kind: type) -> Any:
+    """`given`, where it is of this kind.
+
+    Raises:
+        WorkbenchError: it is not.
+    """
+    if isinstance(given, kind):
+        return given
+    raise WorkbenchError(
+        where,
+        "takes nothing else",
+        expected=f"a {kind.__name__}",
+        got=type(given).__name__,
+        do="see the docstring for the order of arguments",
+    )
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two dictionaries may be the same, by their names; the folder that one lies in tells nothing."""
+    last = [str(name or "").rstrip("/").rpartition("/")[2] for name in (one, other)]
+    return not all(last) or last[0] == last[1]
 
 
 def _some(features: Sequence[int]) -> str:

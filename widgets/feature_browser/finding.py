@@ -76,8 +76,11 @@ def _ranking(name: str, given: Any, described: Described) -> Ranking:
         wrong = columns or type(given).__name__
         raise _misfit(where, "is no ranking of features", "columns 'feature' and 'score'", wrong)
     parts = [frame[c] if c in columns else [np.nan] * len(frame) for c in NUMBERS]
-    rows = zip(*(np.asarray(part, np.float64).tolist() for part in parts), strict=True)
-    all_ = {int(f): row for f, row in zip(frame["feature"], rows, strict=True)}
+    try:
+        rows = zip(*(np.asarray(part, np.float64).tolist() for part in parts), strict=True)
+        all_ = {int(f): row for f, row in zip(frame["feature"], rows, strict=True)}
+    except (TypeError, ValueError) as reason:
+        raise _misfit(where, "is no ranking of features", "numbers", str(reason)) from None
     scores = {f: row for f, row in all_.items() if np.isfinite(row[0])}
     if not set(scores) & set(described.place):
         raise _misfit(where, "ranks no feature of the dashboard", "its features", [*all_][:8])

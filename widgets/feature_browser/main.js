@@ -33,7 +33,7 @@ const browserOf = (host) => ({
   pick: (sweep, spec, view) => picked(sweep, spec, view.cached("data")),
   pictures: (view) => ({ svg: () => files(view.frame), csv: () => csv(tableOf(view.frame.one, view.frame.own)) }),
   debug: (view) => ({
-    one: view.frame?.one ?? null, own: view.frame?.own ?? null, rows: listed(view, view.frame).rows.map(({ feature }) => feature), said: view.steer.parts.code.value,
+    one: view.frame?.one ?? null, own: view.frame?.own ?? null, rows: view.frame ? listed(view, view.frame).rows.map(({ feature }) => feature) : [], said: view.steer.parts.code.value,
   }),
 });
 

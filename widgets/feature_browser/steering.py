@@ -1,4 +1,4 @@
-"""Steer with a feature: what the slider says of each mode, and the edit that it makes.
+"""Steer with a feature: what the slider says of each mode, the edit that it makes, the edit as a cell.
 
 One slider for each mode: `add` adds so many of the feature's largest activations; `clamp` sets the
 feature to so many of them, 0 is off; `scale` adds so many times its own activation, -1 is off.
@@ -6,13 +6,17 @@ feature to so many of them, 0 is off; `scale` adds so many times its own activat
 
 from __future__ import annotations
 
+from math import isfinite
+from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from workbench import sae
 from workbench.errors import WorkbenchError, unknown
+from workbench.model.model import Model
+from workbench.records import Prompt
+from workbench.steering.sae_feature import ACTIVATIONS
 from workbench.tensors import Intervention
+from workbench_widgets.cells import FOLDER, edit_code, model_line, prompt_code
 
 MODES: dict[str, dict[str, Any]] = {
     "add": {"words": "add", "unit": "largest activations", "range": [-4.0, 4.0], "start": 1.0},
@@ -21,7 +25,6 @@ MODES: dict[str, dict[str, Any]] = {
     "scale": {"words": "scale: add", "unit": "times its own activation; −1 is off",
               "range": [-1.0, 4.0], "start": -1.0},
 }  # fmt: skip
-ALONE = ("relu", "jumprelu")
 STEP = 0.05
 
 
@@ -30,7 +33,7 @@ def modes_of(dictionary: Any) -> list[str]:
     where what they write depends on the row's length none can be written."""
     if dictionary is None or dictionary.rescales:
         return []
-    alone = dictionary.activation in ALONE and dictionary.target == dictionary.site
+    alone = dictionary.activation in ACTIVATIONS and dictionary.target == dictionary.site
     return list(MODES) if alone else ["add"]
 
 
@@ -59,14 +62,20 @@ def checked(dictionary: Any, mode: Any, strength: Any) -> tuple[str, float]:
             got=f"{mode!r}, {dictionary.architecture}",
             do="see sae.steer for what each mode needs",
         )
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
-        strength = float("nan")
-    if not np.isfinite(strength):
-        raise WorkbenchError(
-            "FeatureBrowser", "needs a strength", expected="a finite number", got=strength,
-            do="choose one",
-        )  # fmt: skip
-    return mode, float(strength)
+    return mode, strength_of("FeatureBrowser", strength)
+
+
+def strength_of(where: str, value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        WorkbenchError: it is none.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool) and isfinite(value):
+        return float(value)
+    raise WorkbenchError(
+        where, "needs a strength", expected="a finite number", got=repr(value), do="choose one"
+    )
 
 
 def edit_of(
@@ -92,3 +101,27 @@ def edit_of(
     level = strength if mode == "clamp" else 1.0
     edit = sae.steer(dictionary, feature, mode=mode, level=level, largest=largest or None)
     return edit.at(1.0 if mode == "clamp" else strength)
+
+
+def cell(
+    model: Model | None,
+    prompt: Prompt | None,
+    edit: Intervention,
+    words: str,
+    folder: str = FOLDER,
+) -> str:
+    """A cell that steers with the edit, which is written to `folder` and loaded from there.
+
+    Args:
+        words: what the edit is, as a comment.
+    """
+    lines = ["import workbench as wb", ""]
+    lines += [model_line(model)] if model is not None else []
+    lines += [f"edit = {edit_code(edit, folder)}  # {' '.join(words.split())}"]
+    if model is not None and prompt is not None:
+        lines += [
+            f"prompt = {prompt_code(prompt)}",
+            "(text,) = model.generate([prompt], edits=edit)",
+            "text.text",
+        ]
+    return "\n".join([*lines, ""])

@@ -15,11 +15,10 @@ from workbench.sae.dictionary import Dictionary
 from workbench.sae.fitting import check_fits
 from workbench.tensors import Intervention
 from workbench_widgets.base import Widget
-from workbench_widgets.feature_browser.about import Described, cut_number
-from workbench_widgets.feature_browser.code import cell
+from workbench_widgets.feature_browser.about import Described, cut_number, expect, same_name
 from workbench_widgets.feature_browser.finding import ORDERS, SHOWN, find, rankings_of
 from workbench_widgets.feature_browser.own import Reader
-from workbench_widgets.feature_browser.steering import MODES, STEP, checked, edit_of, modes_of
+from workbench_widgets.feature_browser.steering import MODES, STEP, cell, checked, edit_of, modes_of
 from workbench_widgets.feature_browser.still import still
 from workbench_widgets.frames import pack
 from workbench_widgets.live_edit.widget import LiveEdit
@@ -81,8 +80,8 @@ class FeatureBrowser(Widget):
         force: bool = False,
         link: str = "",
     ):
-        _fitting(dashboard, dictionary, model, force)
         self._described = Described(dashboard)
+        _fitting(dashboard, dictionary, model, force)
         self._rankings = rankings_of(rankings, self._described)
         self._dictionary, self._model = dictionary, model
         self._prompts = [] if prompts is None else as_prompts(prompts)
@@ -95,7 +94,7 @@ class FeatureBrowser(Widget):
         first = found[0] if feature is None else feature
         self._described.row(first)
         spec = {
-            "feature": first,
+            "feature": int(first),
             "query": "",
             "sort": sort,
             "reverse": False,
@@ -136,7 +135,7 @@ class FeatureBrowser(Widget):
             WorkbenchError: the dashboard has no such feature, or the dictionary no such mode.
         """
         self._described.row(feature)
-        changes: dict[str, Any] = {"feature": feature}
+        changes: dict[str, Any] = {"feature": int(feature)}
         if mode is not None or strength is not None:
             mode = self.spec["mode"] if mode is None else mode
             start = MODES[mode]["start"] if mode in MODES else None
@@ -159,7 +158,7 @@ class FeatureBrowser(Widget):
         Raises:
             UnknownName: no such order or filter.
         """
-        asked = {"query": query, "sort": sort or self.spec["sort"], "reverse": bool(reverse)}
+        asked = {"query": str(query), "sort": sort or self.spec["sort"], "reverse": bool(reverse)}
         asked["show"] = show or self.spec["show"]
         find(self._described, self._rankings, **asked)
         self.ask(**asked, limit=LISTED)
@@ -185,11 +184,6 @@ class FeatureBrowser(Widget):
 
     def _needs_frame(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         return any(old.get(name) != new.get(name) for name in ASKS)
-
-    def _asked(self, change: Mapping[str, Any]) -> None:
-        super()._asked(change)
-        if not self._needs_frame(change["old"], change["new"]):
-            self.send({"type": "beat"})  # the browser waits for a sign that it was heard
 
     def _frame(self, spec: dict[str, Any], job: worker.Job) -> Mapping[str, Any]:
         feature, text = spec["feature"], str(spec["text"])[:LONGEST_TEXT]
@@ -297,7 +291,7 @@ class FeatureBrowser(Widget):
         wanted = _features(given, self._found(self.spec)[:KEPT])
         for feature in wanted:
             self._described.row(feature)
-        kept = list(dict.fromkeys([*wanted, self.spec["feature"]]))
+        kept = list(dict.fromkeys(map(int, [*wanted, self.spec["feature"]])))
         work = worker.submit(lambda job: self._kept(kept, job), label="FeatureBrowser.precompute")
         self.sweep = work.result()
         return self
@@ -347,9 +341,9 @@ def _fitting(
     """Refuse a dictionary that is not the dashboard's, or not the model's."""
     if dictionary is None:
         return
+    expect("FeatureBrowser(dictionary=)", dictionary, Dictionary)
     largest = max(map(int, dashboard.features), default=0)
-    names = [_last(one) for one in (dashboard.dictionary_name, dictionary.name)]
-    other = all(names) and names[0] != names[1] and not force
+    other = not same_name(dashboard.dictionary_name, dictionary.name) and not force
     if dashboard.site != dictionary.site or largest >= dictionary.n_features or other:
         raise WorkbenchError(
             "FeatureBrowser(dictionary=)",
@@ -361,10 +355,6 @@ def _fitting(
         )
     if model is not None:
         check_fits(dictionary, model, "FeatureBrowser", force=force)
-
-
-def _last(name: str) -> str:
-    return str(name or "").rstrip("/").rpartition("/")[2]
 
 
 def _features(given: Any, default: list[int]) -> list[int]:

@@ -84,6 +84,8 @@ export class View {
   ask(changes) {
     const next = { ...this.spec, ...changes };
     if (this.live) {
+      // a model does not send what has not changed: nothing would answer
+      if (JSON.stringify(next) === JSON.stringify(this.spec)) return;
       this.local = null;
       this.model.set("spec", next);
       this.model.save_changes();

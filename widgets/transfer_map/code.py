@@ -6,8 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from workbench.sae.transfer.forecasts import Forecast
 from workbench_widgets.cells import edit_code, model_line
 
@@ -41,11 +39,7 @@ def cell(forecast: Forecast, model: Any, chosen: Any, folder: str | Path = FOLDE
 
 def saved(forecast: Forecast, folder: Path) -> Path:
     """The forecast's file, named by what is in it: the same one is written once."""
-    digest = hashlib.sha256(repr((forecast.sources, forecast.targets, forecast.unit)).encode())
-    for array in (forecast.scores, forecast.random, forecast.measured, *forecast.terms.values()):
-        digest.update(b"-" if array is None else np.ascontiguousarray(array, float).tobytes())
-    path = folder / f"forecast-{digest.hexdigest()[:8]}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        forecast.save(path)
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = forecast.save(folder / ".writing.safetensors")
+    digest = hashlib.sha256(fresh.read_bytes()).hexdigest()
+    return fresh.replace(folder / f"forecast-{digest[:8]}.safetensors")

@@ -1,11 +1,15 @@
-"""What a feature of the dictionary seems to read, from a Dashboard: label, numbers, top examples."""
+"""A feature of the dictionary, from a Dashboard: label, numbers, top examples; and the edit made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from workbench.sae.dashboards.board import Dashboard
+from workbench.sae.dictionary import Dictionary
+from workbench.sae.transfer.shifts import Coordinates
+from workbench.tensors import Intervention
+from workbench_widgets.feature_browser.about import examples_of
+from workbench_widgets.feature_browser.steering import edit_of, modes_of
 from workbench_widgets.stills.words import cut, number
 
 BEFORE, AFTER = 24, 10
@@ -13,29 +17,22 @@ BEFORE, AFTER = 24, 10
 PROMOTED = 6
 LABEL = 80
 NOTHING = {"label": "", "numbers": "", "largest": 0.0, "examples": [], "promoted": []}
-NOT_THERE = "it is not on the dashboard"
 
 
 class Features:
-    """Descriptions of features, each made once.
+    """Descriptions of features, each made once, and their edits.
 
     Args:
         dashboard: None where there is none; every feature then says so.
+        dictionary: what edits are made with.
         examples: how many of each feature.
     """
 
-    def __init__(self, dashboard: Dashboard | None, examples: int):
-        self.dashboard, self.examples = dashboard, examples
+    def __init__(self, dashboard: Dashboard | None, dictionary: Dictionary | None, examples: int):
+        self.dashboard, self.dictionary, self.examples = dashboard, dictionary, examples
         known = () if dashboard is None else dashboard.features
         self._row = {int(feature): row for row, feature in enumerate(known)}
         self._kept: dict[int, dict[str, Any]] = {}
-
-    def label(self, feature: int) -> str:
-        """The automatic label; "" where there is none."""
-        row = self._row.get(feature)
-        if row is None or self.dashboard is None:
-            return ""
-        return cut(str(self.dashboard.labels[row]), LABEL)
 
     def about(self, feature: int) -> dict[str, Any]:
         """Label, numbers in words, promoted tokens and examples, as JSON."""
@@ -44,16 +41,15 @@ class Features:
         return self._kept[feature]
 
     def _made(self, feature: int) -> dict[str, Any]:
-        row = self._row.get(feature)
-        if self.dashboard is None or row is None:
-            given = self.dashboard is not None
-            return {**NOTHING, "why": NOT_THERE if given else "no dashboard was given"}
-        board = self.dashboard
+        board, row = self.dashboard, self._row.get(feature)
+        if board is None:
+            return {**NOTHING, "why": "no dashboard was given"}
+        if row is None:
+            return {**NOTHING, "why": "it is not on the dashboard"}
         density, largest, mean = (float(v[row]) for v in (board.density, board.largest, board.mean))
-        ranks = range(min(self.examples, board.n_examples(feature)))
-        examples = [self._example(feature, rank) for rank in ranks]
+        examples = examples_of(board, feature, self.examples, BEFORE, AFTER)
         return {
-            "label": self.label(feature),
+            "label": cut(str(board.labels[row]), LABEL),
             "numbers": f"active on {number(100 * density)} % of {board.n_tokens:,} tokens, "
             f"mean {number(mean)} when active, at most {number(largest)}",
             "largest": largest,
@@ -62,23 +58,20 @@ class Features:
             "why": "" if examples else "it is active on no token of the dashboard's corpus",
         }
 
-    def _example(self, feature: int, rank: int) -> dict[str, Any]:
-        assert self.dashboard is not None
-        one = self.dashboard.example(feature, rank, before=BEFORE, after=AFTER)
-        return {
-            "pieces": one.pieces,
-            "values": [round(value, 4) for value in one.values],
-            "peak": one.peak,
-            "first": one.position - one.peak,
-        }
+    @property
+    def mode(self) -> str:
+        """ "scale" where the dictionary allows it, else "add" where the dashboard knows how large
+        features are, else "".
+        """
+        if isinstance(self.dictionary, Coordinates):
+            return ""
+        allowed = modes_of(self.dictionary)
+        sized = "add" in allowed and self.dashboard is not None
+        return "scale" if "scale" in allowed else "add" if sized else ""
 
-
-def examples_in_words(about: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """The examples' tokens as `stills.strip` draws them."""
-    return [
-        [
-            {"text": text, "value": value, "changed": i == one["peak"]}
-            for i, (text, value) in enumerate(zip(one["pieces"], one["values"], strict=True))
-        ]
-        for one in about["examples"]
-    ]
+    def edit(self, feature: int, strength: float) -> Intervention | None:
+        """The edit; None where there is none, or its size is not known."""
+        largest = float(self.about(feature)["largest"])
+        if not self.mode or (self.mode == "add" and largest <= 0):
+            return None
+        return edit_of(self.dictionary, feature, self.mode, strength, largest)

@@ -87,7 +87,7 @@ function featurePanel(view) {
         const example = drawn[k];
         one.element.hidden = !example;
         if (!example) return;
-        one.show(example.pieces.map((text, i) => ({ text, value: example.values[i], index: example.first + i, ...(i === example.peak ? { kind: 1, title: "the peak" } : {}) })),
+        one.show(example.pieces.map((text, i) => ({ text, value: example.values[i], index: example.position - example.peak + i, ...(i === example.peak ? { kind: 1, title: "the peak" } : {}) })),
           colours);
       });
       note.textContent = id === null ? "" : about?.why ?? "no examples were kept of this feature";

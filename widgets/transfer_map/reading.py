@@ -11,6 +11,7 @@ from workbench.errors import WorkbenchError
 from workbench.sae.dashboards.board import Dashboard
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.transfer.forecasts import POOLED, Forecast
+from workbench_widgets.feature_browser.about import cut_number, expect, same_name
 from workbench_widgets.stills.words import number
 
 MIX_WORDS = (
@@ -21,23 +22,24 @@ MIX_WORDS = (
 BAND = (0.025, 0.975)
 
 
-def check(
-    forecast: Forecast, dashboard: Dashboard | None, dictionary: Dictionary | None
-) -> Forecast:
-    """The forecast, where dashboard and dictionary are of its features.
+def check(forecast: Forecast, dashboard: Dashboard | None, dictionary: Dictionary | None) -> None:
+    """Refuse what is no forecast, and a dashboard or dictionary of other features than the forecast's.
 
     Raises:
-        WorkbenchError: they are not, or it is no forecast.
+        WorkbenchError: it is one of these.
     """
-    if not isinstance(forecast, Forecast):
-        raise _misfit("takes no such forecast", "what sae.forecast gives", type(forecast).__name__)
-    name, width = _of(forecast)
-    if dashboard is not None and dashboard.dictionary_name != name:
-        raise _misfit("got a dashboard of another dictionary", name, dashboard.dictionary_name)
-    if dictionary is not None and (dictionary.name, dictionary.n_features) != (name, width):
-        got = f"{dictionary.name}, {dictionary.n_features} features"
-        raise _misfit("got another dictionary", f"{name}, {width} features", got)
-    return forecast
+    name, width = _of(expect("TransferMap(forecast)", forecast, Forecast))
+    site = None
+    if dictionary is not None:
+        found, site = expect("TransferMap(dictionary=)", dictionary, Dictionary), dictionary.site
+        if not same_name(found.name, name) or found.n_features != width:
+            got = f"{found.name}, {found.n_features} features"
+            raise _misfit("got another dictionary", f"{name}, {width} features", got)
+    if dashboard is not None:
+        board = expect("TransferMap(dashboard=)", dashboard, Dashboard)
+        if not same_name(board.dictionary_name, name) or site not in (None, board.site):
+            got = f"{board.dictionary_name} at {board.site}"
+            raise _misfit("got a dashboard of another dictionary", f"{name} at {site}", got)
 
 
 def _of(forecast: Forecast) -> tuple[str, int]:
@@ -171,6 +173,8 @@ def in_words(row: Mapping[str, Any]) -> list[str]:
         p += f"; p {_p(row['relabelled_p'])} where targets change names in all sources alike"
     out += [p, f"Spearman {_r(row['spearman'])}"]
     out += [_band(row)] if np.isfinite(row["random_low"]) else []
+    others = [f"{k[2:]} {_r(v)}" for k, v in row.items() if k.startswith("r ") and np.isfinite(v)]
+    out += [f"r of other features: {', '.join(others)}"] if others else []
     return out
 
 
@@ -189,7 +193,7 @@ def _r(value: float) -> str:
 
 
 def _p(value: float) -> str:
-    return f"= {value:.2g}" if value >= 1e-4 else "< 0.0001"
+    return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
 
 
 def _plain(value: Any) -> float | None:
@@ -216,14 +220,9 @@ def contributions(
     table = forecast.contributions(name, forecast.targets[target]).columns
     found = zip(table["feature"], table["adds"], table["share"], table["delta"], strict=True)
     keys = ("feature", "value", "share", "shift")
-    return [dict(zip(keys, map(_number, row), strict=True)) for row in [*found][:top]], ""
-
-
-def _number(value: float) -> float | int | None:
-    """Four digits: a page holds thousands of these."""
-    if isinstance(value, int):
-        return value
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+    # four digits: a page holds thousands of these
+    rows = [(j, *map(cut_number, numbers)) for j, *numbers in [*found][:top]]
+    return [dict(zip(keys, row, strict=True)) for row in rows], ""
 
 
 def rest(forecast: Forecast, source: int, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,6 @@ from workbench_widgets.stills.grid import grid
 from workbench_widgets.stills.intervals import words
 from workbench_widgets.stills.strip import still_strip
 from workbench_widgets.stills.words import cut, number
-from workbench_widgets.transfer_map.features import examples_in_words
 
 MOST = 19_500
 """Bytes of the whole picture."""
@@ -110,5 +109,15 @@ def _examples(found: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         return ""
     about = found["features"][str(feature)]
     scale = {"kind": "sequential", "lo": 0.0, "hi": about["largest"] or 1.0}
-    strips = "".join(still_strip(one, scale, STRIP) for one in examples_in_words(about)[:EXAMPLES])
+    shown = about["examples"][:EXAMPLES]
+    strips = "".join(still_strip(_tokens(one), scale, STRIP) for one in shown)
     return f"<p>feature {feature}: {html.escape(about['numbers'] or about['why'])}</p>{strips}"
+
+
+def _tokens(example: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An example's tokens as `stills.strip` draws them."""
+    tokens = zip(example["pieces"], example["values"], strict=True)
+    return [
+        {"text": text, "value": value, "changed": i == example["peak"]}
+        for i, (text, value) in enumerate(tokens)
+    ]

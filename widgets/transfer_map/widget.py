@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from workbench import worker
@@ -14,11 +13,11 @@ from workbench.sae.dictionary import Dictionary
 from workbench.sae.transfer.forecasts import Forecast
 from workbench.tensors import Intervention
 from workbench_widgets.base import Widget
+from workbench_widgets.feature_browser.steering import strength_of
 from workbench_widgets.frames import pack
 from workbench_widgets.stills.words import number
 from workbench_widgets.transfer_map import reading
 from workbench_widgets.transfer_map.code import cell
-from workbench_widgets.transfer_map.edits import edit_of, mode_of
 from workbench_widgets.transfer_map.features import Features
 from workbench_widgets.transfer_map.still import still
 
@@ -60,9 +59,9 @@ class TransferMap(Widget):
 
     A grid of sources by targets, coloured by the forecast, by the measured change of accuracy, or by the
     difference of their ranks; beside it the forecast against the size of the measured change, for one
-    source or all, with Pearson r, its Fisher interval, the permutation p, Spearman, and the band that
-    random dimensions give. A cell opens on the shifted features that carry its score, and what each of
-    them reads; a slider makes the feature an edit.
+    source or all, with Pearson r, its Fisher interval, the permutation p, Spearman, the band that random
+    dimensions give, and r of the forecast's other controls. A cell opens on the shifted features that
+    carry its score, and what each of them reads; a slider makes the feature an edit.
 
     Args:
         forecast: of `sae.forecast`, with measured changes where it has been `.against` them.
@@ -95,8 +94,8 @@ class TransferMap(Widget):
         link: str = "",
     ):
         reading.check(forecast, dashboard, dictionary)
-        self._forecast, self._dictionary, self._model = forecast, dictionary, model
-        self._features = Features(dashboard, max(1, int(examples)))
+        self._forecast, self._model = forecast, model
+        self._features = Features(dashboard, dictionary, max(1, int(examples)))
         self._top = max(1, int(top))
         self._numbers: dict[str, Any] | None = None
         spec = {"source": 0, "target": None, "feature": None, "strength": -1.0}
@@ -112,7 +111,7 @@ class TransferMap(Widget):
             "measured": self._forecast.measured is not None,
             "caption": reading.caption(self._forecast),
             "mix_words": list(reading.MIX_WORDS),
-            "edit": mode_of(self._dictionary, self._features.dashboard),
+            "edit": self._features.mode,
             "strength": STRENGTH,
             "complete": False,
         }
@@ -141,16 +140,15 @@ class TransferMap(Widget):
         """
         at = _index("source", source, self._forecast.sources)
         to = None if target is None else _index("target", target, self._forecast.targets)
-        now = _strength(self.spec["strength"] if strength is None else strength)
-        if feature is not None:
-            self._listed(at, to, feature)
-        self.ask(source=at, target=to, feature=feature, strength=now)
+        now = self.spec["strength"] if strength is None else strength
+        one = None if feature is None else self._listed(at, to, feature)
+        self.ask(source=at, target=to, feature=one, strength=strength_of("TransferMap", now))
         return self
 
     def _listed(self, source: int, target: int | None, feature: Any) -> int:
         known = [] if target is None else self._ids(source, target)
         if feature in known:
-            return feature
+            return int(feature)
         raise WorkbenchError(
             "TransferMap",
             "does not list this feature for the pair",
@@ -216,7 +214,7 @@ class TransferMap(Widget):
             tuple(ids),
             feature,
             **numbers,
-            edit=self._edit(feature),
+            edit=None if feature is None else self._edit(feature),
         )
 
     def _chosen(self, verb: str) -> tuple[int, int]:
@@ -230,11 +228,8 @@ class TransferMap(Widget):
             )
         return self._at(self.spec)
 
-    def _edit(self, feature: int | None) -> Intervention | None:
-        if feature is None or self._dictionary is None:
-            return None
-        strength = _strength(self.spec["strength"])
-        return edit_of(self._dictionary, self._features.dashboard, feature, strength)
+    def _edit(self, feature: int) -> Intervention | None:
+        return self._features.edit(feature, strength_of("TransferMap", self.spec["strength"]))
 
     def to_code(self) -> str:
         """A cell that loads the forecast, and gives the chosen pair's `score`, `features` and `edit`.
@@ -268,7 +263,8 @@ class TransferMap(Widget):
         known = self._forecast.sources, self._forecast.targets
         if grid is not None:
             found = [
-                (_index("source", s, known[0]), _index("target", t, known[1])) for s, t in grid
+                (_index("source", s, known[0]), _index("target", t, known[1]))
+                for s, t in _named(grid)
             ]
         else:
             found = reading.best(self._forecast, PAIRS_KEPT)
@@ -316,6 +312,19 @@ def _index(axis: str, name: Any, known: Any) -> int:
     raise unknown("TransferMap", axis, name, known)
 
 
+def _named(grid: Any) -> list[Any]:
+    pairs = list(grid) if isinstance(grid, Iterable) else []
+    if pairs and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        return pairs
+    raise WorkbenchError(
+        "TransferMap.precompute",
+        "has no pairs to keep",
+        expected="[(source, target), ...] by name",
+        got=repr(grid)[:80],
+        do="pass some, or nothing for all",
+    )
+
+
 def _place(axis: str, index: Any, known: Any) -> int:
     if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(known):
         return index
@@ -325,12 +334,4 @@ def _place(axis: str, index: Any, known: Any) -> int:
         expected=f"an index below {len(known)}",
         got=index,
         do="use choose(source, target) with the domains' names",
-    )
-
-
-def _strength(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
-        return float(value)
-    raise WorkbenchError(
-        "TransferMap", "needs a strength", expected="a finite number", got=value, do="choose one"
     )

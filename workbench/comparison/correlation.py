@@ -93,7 +93,8 @@ def relabelled_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
     """Two-sided p-value of the pooled r of `[group, item]` where items, shared by all groups, change names.
 
     Every group gets the same permutation: the test of whether it is known *which item* responds when items
-    differ in how much they respond to anything. Pairs that meet a NaN are left out of that relabelling.
+    differ in how much they respond to anything. Pairs that meet a NaN are left out of that relabelling, so
+    what is not to count must be NaN on both sides.
     """
     n = x.shape[1]
     observed = float(pooled_r(*_standard(x, y)))
@@ -105,6 +106,18 @@ def relabelled_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
     )
     hits = int((np.abs(found) >= abs(observed) - CLOSE).sum())
     return hits / len(orders) if n <= EXACT else (hits + 1) / (len(orders) + 1)
+
+
+def specific(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """r and two-sided p-value of `[group, item]` beyond what groups and items have in common.
+
+    Each item's and each group's mean is taken out of both sides, so that r says whether it is known *which
+    group* moves *which item*. Pooled as in `correlate_within`; tested as in `relabelled_p`, since groups that
+    resemble each other are no independent evidence.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    rest = [_without_means(np.where(known, side, np.nan)) for side in (x, y)]
+    return float(pooled_r(*_standard(*rest))), relabelled_p(*rest, seed)
 
 
 def fisher(r: float, n: int) -> tuple[float, float]:
@@ -138,6 +151,21 @@ def _scaled(side: np.ndarray, known: np.ndarray, n: np.ndarray) -> tuple[np.ndar
     spread = np.sqrt((away**2).sum(-1, keepdims=True) / np.maximum(n, 1))
     spread = np.where(spread > CLOSE * np.abs(filled).max(-1, keepdims=True), spread, 0.0)
     return away / np.where(spread > 0, spread, 1.0), spread
+
+
+def _without_means(side: np.ndarray) -> np.ndarray:
+    """Residuals of a least-squares fit of a number per group and one per item."""
+    known = np.isfinite(side)
+    groups, items = np.nonzero(known)
+    effects = np.zeros((len(groups), sum(side.shape)))
+    effects[range(len(groups)), groups] = effects[range(len(groups)), side.shape[0] + items] = 1
+    values = side[known]
+    rest = values - effects @ np.linalg.lstsq(effects, values, rcond=None)[0]
+    # what rounding alone leaves is nothing
+    small = np.abs(rest) <= 1e-9 * np.abs(values).max(initial=0.0)
+    found = np.full(side.shape, np.nan)
+    found[known] = np.where(small, 0.0, rest)
+    return found
 
 
 def _ranks(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

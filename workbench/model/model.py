@@ -270,13 +270,18 @@ class Model:
         return max(1, min(64, int(free_bytes(self.device) / 4 // row)))
 
 
-def _sums(weight: torch.Tensor) -> list[float]:
-    """Sum, absolute sum, and a few weights: one number changed anywhere changes them."""
+def _sums(weight: torch.Tensor) -> list[int | float]:
+    """Two sums and a few weights: one number changed anywhere changes them.
+
+    The sums are of the numbers' bits, as integers: sums of floats depend on their order, and so on
+    the device and on how many threads there are.
+    """
     if weight.is_meta:  # offloaded: its values are on disk
         return []
     flat = weight.flatten().float()
-    sums = torch.stack([flat.sum(), flat.abs().sum()])
-    return torch.cat([sums, flat[:4], flat[-4:]]).tolist()
+    bits = flat.view(torch.int32)
+    sums = torch.stack([part.sum(dtype=torch.int64) for part in (bits, bits[::3])])
+    return [*sums.tolist(), *torch.cat([flat[:4], flat[-4:]]).tolist()]
 
 
 def free_bytes(device: torch.device) -> int:

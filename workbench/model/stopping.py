@@ -37,15 +37,15 @@ def check() -> None:
 @contextmanager
 def watched(backend: Any) -> Iterator[None]:
     """While open, blocks of the backend's module check; free where nobody asked to."""
-    check = _check.get()
-    if check is None:
+    ask = _check.get()
+    if ask is None:
         yield
         return
 
     def before(_module: nn.Module, _args: Any) -> None:
-        check()
+        ask()
 
-    check()
+    ask()
     handles = [block.register_forward_pre_hook(before) for block in _blocks(backend)]
     try:
         yield

@@ -2,12 +2,13 @@
 
     unembed(h)          the logits that a residual stream h gives, through the model's own forward
     readout(h, a, b)    (u, c) with u . h + c = logit(a) - logit(b), the final norm's scale frozen at h
+    effects(u, h)       what a unit of each direction u adds to all logits, at the same frozen scale
     writes(layer, z)    what each head of a block adds, through its part of the output projection
 
 A final norm is taken to be  y = s(x) gamma * (x - m mean(x)) + beta  with m 0 (RMS) or 1 (layer norm).
 Nothing is read off its attributes: beta is its answer to 0; gamma, up to a factor, its answer to
-c (1, -1, 1, ...); m follows from its answer to a constant; s(x) is fitted to its answer at x. What comes
-of it is held against the model's own logits, and refused where it does not give them.
+c (1, -1, 1, ...); m follows from its answer to a constant; s(x) is fitted to its answer at x. A norm that
+this does not fit is refused, and so is a readout that does not give the model's own logits.
 
 Shapes: residual streams `[..., d]`, logits `[..., vocab]`, z `[..., head, d_head]`.
 Units: logits.
@@ -109,10 +110,7 @@ class Head:
         """
         weight, bias = self._unembedding()
         self._nothing_follows()
-        norm = _taken_apart(self._final_norm, resid.shape[-1], self._model.dtype, resid.device)
-        scale, fit = norm.scale(self._final_norm, resid.to(self._model.dtype))
-        if fit > self._tolerance:
-            raise _not_linear("the final norm is neither an RMS nor a layer norm", fit)
+        norm, scale = self._norm_at(resid)
         plus = plus.to(weight.device)
         minus = None if minus is None else minus.to(weight.device)
         rows = _picked(weight, plus, minus).to(resid.device)
@@ -130,26 +128,32 @@ class Head:
     ) -> Float[Tensor, "direction vocab"]:
         """Logits, less their mean, that a unit of each direction adds on its straight way to the head.
 
-        The final norm's scale is frozen at its median over `resid`; a soft cap is left out.
+        The final norm's scale is frozen at its median over `resid`. Whatever follows the unembedding,
+        such as a soft cap, is left out.
 
         Args:
             directions: of the residual stream.
-            resid: residual streams that enter the final norm.
+            resid: residual streams that enter the final norm; those that are 0 are left out.
 
         Raises:
             WorkbenchError: the final norm is neither an RMS nor a layer norm, or the unembedding's
                 weights are not at hand.
         """
         weight, _ = self._unembedding()
-        resid = resid.to(weight.device, self._model.dtype)
-        norm = _taken_apart(self._final_norm, resid.shape[-1], resid.dtype, resid.device)
-        scale, fit = norm.scale(self._final_norm, resid)
-        if fit > self._tolerance:
-            raise _not_linear("the final norm is neither an RMS nor a layer norm", fit)
+        there = resid.any(-1)  # a stream of 0 has no scale
+        norm, scale = self._norm_at((resid[there] if there.any() else resid).to(weight.device))
         inner = directions.to(weight.device).double()
         inner = inner - inner.mean(-1, keepdim=True) if norm.centred else inner
         logits = (inner * norm.gamma * scale.median()).float() @ weight.float().mT
         return logits - logits.mean(-1, keepdim=True)
+
+    def _norm_at(self, resid: Tensor) -> tuple[_Norm, Tensor]:
+        """The final norm taken apart, and its scale at each row, `[case, 1]`."""
+        norm = _taken_apart(self._final_norm, resid.shape[-1], self._model.dtype, resid.device)
+        scale, fit = norm.scale(self._final_norm, resid.to(self._model.dtype))
+        if not fit <= self._tolerance:
+            raise _not_linear("the final norm is neither an RMS nor a layer norm", fit)
+        return norm, scale
 
     @property
     def _tolerance(self) -> float:

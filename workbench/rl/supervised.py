@@ -125,6 +125,8 @@ class Sft:
         check_trainable(model, steps, "Sft.train")
         if self.batch_size < 1:
             raise _refused("has empty batches", "at least 1 prompt", self.batch_size, "raise it")
+        if self.warmup < 0:
+            raise _refused("has a warmup of no steps", "0 or more", self.warmup, "raise warmup")
         if self.schedule not in ("cosine", "constant"):
             raise unknown("Sft(schedule=)", "schedule", self.schedule, ("cosine", "constant"))
 
@@ -221,9 +223,10 @@ def _gold(prompt: Prompt) -> str:
 
 
 def _shuffled(pairs: list[Pair], seed: int) -> list[Pair]:
-    tails = [ids for _, ids in pairs]
-    random.Random(seed).shuffle(tails)
-    return [(prompt, tail) for (prompt, _), tail in zip(pairs, tails, strict=True)]
+    """Each prompt with the completion of the next one in a random ring: never with its own."""
+    ring = random.Random(seed).sample(range(len(pairs)), len(pairs))
+    giver = dict(zip(ring, ring[1:] + ring[:1], strict=True))
+    return [(prompt, pairs[giver[i]][1]) for i, (prompt, _) in enumerate(pairs)]
 
 
 def _refused(wrong: str, expected: object, got: object, do: str) -> WorkbenchError:

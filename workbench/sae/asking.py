@@ -50,7 +50,7 @@ class Seen:
         """Count in some tokens."""
         if not len(codes):
             return
-        active, largest = (codes > 0).sum(0).cpu(), codes.amax(0).float().cpu()
+        active, largest = (codes != 0).sum(0).cpu(), codes.amax(0).float().cpu()
         self.rows += len(codes)
         self.active = active if self.active is None else self.active + active
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
@@ -347,7 +347,7 @@ def _measured(metric: Metric, cases: Cases, start: int, logits: Tensor) -> Tenso
     if isinstance(metric, str):
         return cases.metric(logits, metric)
     n = len(cases)
-    numbers = torch.arange(start, start + n)
+    numbers = torch.arange(start, start + n, device=logits.device)
     return torch.cat([metric(part, numbers) for part in logits.split(n)])
 
 

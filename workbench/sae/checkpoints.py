@@ -35,10 +35,16 @@ def latest(folder: Path, plan: dict[str, Any]) -> Path | None:
     where = f"sae.train(path={str(folder)!r})"
     if not folder.is_dir():
         raise FileRefused(where, "is a file", expected="a folder", got=folder.name, do="choose one")
-    found = sorted(folder.glob(_PREFIX + "*"), key=lambda p: int(p.name.removeprefix(_PREFIX)))
+    # ours alone: whole, and with a count of tokens
+    found = [
+        p
+        for p in folder.glob(_PREFIX + "*")
+        if p.name.removeprefix(_PREFIX).isdecimal() and (p / OURS).is_file()
+    ]
     if found:
-        _check_plan(where, json.loads((found[-1] / OURS).read_text("utf-8"))["plan"], plan)
-        return found[-1]
+        newest = max(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
+        _check_plan(where, _kept(newest)["plan"], plan)
+        return newest
     held = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
     if held and CONFIG not in held:
         raise FileRefused(
@@ -82,18 +88,29 @@ def read(trainer: Any, checkpoint: Path) -> dict[str, Any]:
         FileRefused: a file of it is missing or damaged.
     """
     try:
-        ours = json.loads((checkpoint / OURS).read_text("utf-8"))
         trainer.sae.load_weights_from_checkpoint(checkpoint)
         trainer.load_trainer_state(checkpoint)
-    except Exception as error:  # whatever torch, safetensors or json raise
-        raise FileRefused(
-            f"sae.train(path={str(checkpoint.parent)!r})",
-            "has a damaged checkpoint",
-            expected="a checkpoint as it was written",
-            got=f"{type(error).__name__}: {str(error)[:200]}",
-            do=f"delete {checkpoint.name} and train anew",
-        ) from error
-    return ours
+    except Exception as error:  # whatever torch and safetensors raise
+        raise _damaged(checkpoint, error) from error
+    return _kept(checkpoint)
+
+
+def _kept(checkpoint: Path) -> dict[str, Any]:
+    try:
+        ours = json.loads((checkpoint / OURS).read_text("utf-8"))
+        return {key: ours[key] for key in ("plan", "served", "history")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Path, error: Exception) -> FileRefused:
+    return FileRefused(
+        f"sae.train(path={str(checkpoint.parent)!r})",
+        "has a damaged checkpoint",
+        expected="a checkpoint as it was written",
+        got=f"{type(error).__name__}: {str(error)[:200]}",
+        do=f"delete {checkpoint.name} and train anew",
+    )
 
 
 def clear(folder: Path, but: str = "") -> None:

@@ -102,7 +102,9 @@ class ConceptTargets(Table):
             WorkbenchError: a table that was loaded, which has one choice alone.
         """
         if not len(self.features):
-            raise _nothing("the table has no other choice", "what concept_targets gave", "a file")
+            raise _nothing(
+                "the table has no other choice", "what it gave", "a file", "call it again"
+            )
         shared, chance = [], []
         for own, other, active in zip(self.features, self.other, self.active, strict=True):
             chosen = set(own.tolist()) - {NONE}
@@ -167,9 +169,14 @@ def concept_targets(
     _check(dictionary, top, by)
     check_fits(dictionary, model, "sae.concept_targets", force=force)
     corpus = batches_of(model, texts, completions, "sae.concept_targets")
+    short = [i for i, n in enumerate(corpus.lengths) if n < 2]
+    if short:
+        wrong = "a text has one token, and no next one"
+        raise _nothing(wrong, "texts of two tokens or more", f"texts {short[:8]}")
     parts: list[_Part] = []
     means: list[Tensor] = []
-    with tqdm(total=len(corpus), desc="concepts", disable=not progress) as bar:
+    bar = tqdm(total=len(corpus), desc="concepts", disable=not progress)
+    with bar, torch.inference_mode(False):  # where the caller is in it, there are no gradients
         for start, tokens in corpus.tokens(model):
             found, loss = _batch(dictionary, model, tokens, start, special, top)
             parts.append(found)
@@ -192,11 +199,6 @@ class _Part:
 def _batch(
     dictionary: Dictionary, model: Any, tokens: Tokens, start: int, special: bool, top: int
 ) -> tuple[_Part, Float[Tensor, " case"]]:
-    short = [n for n in tokens.lengths if n < 2]
-    if short:
-        raise _nothing(
-            "a text has one token, and no next one", "texts of two tokens or more", short
-        )
     sites = list(dict.fromkeys((dictionary.site, dictionary.target)))
     values, grads, found = Gradients(model, progress=False)(
         tokens, sites, lambda logits, rows: _mean_loss(logits, tokens, rows), keep=0
@@ -309,7 +311,7 @@ def _check(dictionary: Dictionary, top: int, by: str) -> None:
             got=top,
             do="the paper takes 4",
         )
-    if dictionary.sae.cfg.normalize_activations != "none":
+    if dictionary.rescales:
         raise WorkbenchError(
             "sae.concept_targets",
             "the dictionary normalises each row, so a feature writes another length in each",
@@ -319,13 +321,15 @@ def _check(dictionary: Dictionary, top: int, by: str) -> None:
         )
 
 
-def _nothing(wrong: str, expected: str, got: object) -> WorkbenchError:
+def _nothing(
+    wrong: str, expected: str, got: object, do: str = "pass longer texts"
+) -> WorkbenchError:
     return WorkbenchError(
         "sae.concept_targets",
         wrong,
         expected=expected,
         got=got,
-        do="choose again, with longer texts",
+        do=do,
     )
 
 

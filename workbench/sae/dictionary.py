@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HISTORY = ("tokens", "loss", "fvu", "l0", "dead")
 
 CODE_BYTES = 64 * 2**20
-"""Codes that are held at once while rows are encoded for their reconstruction."""
+"""Codes in float32 that are held at once while rows are encoded for their reconstruction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,11 @@ class Dictionary:
     def d(self) -> int:
         """Width of the activations that it reads."""
         return int(self.sae.cfg.d_in)
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it writes; `d` but for transcoders."""
+        return int(self.sae.W_dec.shape[-1])
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -132,8 +137,16 @@ class Dictionary:
         """Weight and bias of one feature's score, as they act on the activation itself.
 
         Raises:
-            WorkbenchError: its features have no score of their own, see `activation`.
+            WorkbenchError: no such feature; or features have no score of their own, see `activation`.
         """
+        if not 0 <= feature < self.n_features:
+            raise WorkbenchError(
+                f"{self.name or 'dictionary'}.encoder_row({feature})",
+                "there is no such feature",
+                expected=f"0 to {self.n_features - 1}",
+                got=feature,
+                do="choose another one",
+            )
         if self.activation not in ("relu", "jumprelu"):
             raise WorkbenchError(
                 f"{self.name or 'dictionary'}.encoder_row({feature})",
@@ -168,7 +181,7 @@ class Dictionary:
         """
         if codes.shape[-1] != self.n_features:
             raise _misfit("decode", "codes", self.n_features, codes)
-        if self._needs_rows:
+        if self.rescales or hasattr(self.sae, "W_skip"):
             raise WorkbenchError(
                 "Dictionary.decode",
                 "what this dictionary gives back depends on the row as well as on its codes",
@@ -194,11 +207,6 @@ class Dictionary:
             device=torch.device(device), dtype=dtype or self.sae.dtype
         )
         return replace(self, sae=moved)
-
-    @property
-    def _needs_rows(self) -> bool:
-        normed = self.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
-        return normed or hasattr(self.sae, "W_skip")
 
     def _encode(self, rows: Rows) -> Codes:
         codes = self.sae.encode(rows.to(self.device))

@@ -11,12 +11,20 @@ Both models read the same text, and one dictionary encodes both. Per feature f:
                 data sets in which before and after are exchanged in every other prompt at random
     rotation  = angle between u_before and u_after,   u_m = sum_t w_t (h_t(m) - mean h(m)),
                 w_t = min(f_t(before), f_t(after)):   what f answers to, its weighted mean input
-    floor     = the same angle between the two halves of the prompts in the model before
+    floor     = the rotation that no feature passes by chance in 95 % of the data sets in which before and
+                after are exchanged in every other prompt at random
     direction = cosine of mean h(after) - mean h(before) and the feature's decoder row
 
-The floor is the same statistic on half as many tokens each, and on other tokens, where before and after
-are compared on the same ones. So it is far larger than the noise of the rotation: a feature that rotates
-by more has turned, and of one that rotates by less it says little; a control says more.
+The floor needs no data sets to be drawn. An exchange in prompt p turns the sign of its part d_p of
+u_after - u_before = sum_p d_p, and leaves u_before + u_after as it is. The squared length of the sum has
+the mean E = sum_p |d_p|^2 over all signs and, of many prompts, passes z^2 E no more often than a normal
+variable passes z in size: the worst case is d_p along one line. With z at 5 % of all features together
+(Bonferroni),
+
+    floor = 2 atan(z sqrt(E) / |u_before + u_after|)
+
+Where the d_p scatter over many directions this is strict, and many active tokens are needed to pass it.
+A feature that is active in fewer than z^2 prompts (12 for 64 features, 25 for 65,536) cannot pass it.
 
 Shapes: arrays are `[feature]`.
 Units: activations count lengths of decoder rows; angles are degrees.
@@ -24,7 +32,9 @@ Source: Bricken et al. (2024), Stage-Wise Model Diffing,
     https://transformer-circuits.pub/2024/model-diffing/, for features that rotate; Chichilnisky (2001), A
     simple white noise analysis of neuronal light responses, https://doi.org/10.1080/713663221, for
     reading what a unit answers to off the mean of its inputs, weighted by its answers; Westfall and Young
-    (1993), Resampling-Based Multiple Testing, for the largest statistic under exchange.
+    (1993), Resampling-Based Multiple Testing, for the largest statistic under exchange; Székely and
+    Bakirov (2003), Extremal Probabilities for Gaussian Quadratic Forms,
+    https://doi.org/10.1007/s00440-003-0262-6, for the worst case of the floor.
 Differs from Bricken et al.: there the dictionary is fine-tuned along with the model, and its decoder rows
     rotate; here it is left as it is, and what drives it rotates. With `second`, a dictionary of the model
     after, features are matched one to one and the cosine of their decoder rows is given as well.
@@ -34,6 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -102,7 +113,7 @@ def drift(
         completions: ids read after each prompt.
         edits_before, edits_after: applied while the models read.
         special: count tokens such as the first one of a text.
-        seed: of the exchanges, the halves and the bootstrap.
+        seed: of the exchanges and the bootstrap.
         force: read a model `before` that the dictionary was not trained on; the one after always is.
         progress: show bars over prompts.
 
@@ -320,7 +331,7 @@ class _Fit:
 
 
 class _Sums:
-    """Sums over tokens, prompts and halves of two models that read the same text."""
+    """Sums over tokens and prompts of two models that read the same text."""
 
     def __init__(self, first: Dictionary, second: Dictionary, order: Tensor | None, seed: int):
         self.first, self.second, self.order = first, second, order
@@ -328,11 +339,12 @@ class _Sums:
         self.fits = _Fit(), _Fit()
         self.active = [torch.zeros(n, dtype=torch.double) for _ in range(2)]
         self.size = [torch.zeros(n, dtype=torch.double) for _ in range(2)]
-        # weighted inputs: of the model before, of that after, of the first half before
+        # by w: h before, its move, and its move by w times the sum of w over the prompt
         self.inputs = [torch.zeros(n, first.d, dtype=torch.double) for _ in range(3)]
-        self.weight = [torch.zeros(n, dtype=torch.double) for _ in range(2)]
+        # over prompts: the sum of w, its square, and the squared length of the move by w
+        self.weight, self.square, self.length = (torch.zeros(n).double() for _ in range(3))
+        self.shift: Tensor | None = None
         self.changes: list[Tensor] = []
-        self.draw = np.random.default_rng(seed)
 
     def add(self, one: Part, two: Part) -> None:
         """One part of the corpus, as both models read it."""
@@ -350,17 +362,26 @@ class _Sums:
         self._changes(later - one.codes, one.prompts)
 
     def _inputs(self, codes: Codes, later: Codes, one: Part, rows: Rows) -> None:
-        """What drives each feature, on tokens where it is active in both."""
-        weights = torch.minimum(codes, later).clamp(min=0)
-        numbers, inverse = one.prompts.unique(return_inverse=True)
-        half = torch.from_numpy(self.draw.random(len(numbers)) < 0.5)
-        first = half[inverse].to(weights.device)
-        for i, (part, w) in enumerate(
-            ((one.rows, weights), (rows, weights), (one.rows[first], weights[first]))
-        ):
-            self.inputs[i] += (w.T @ part.to(w)).double().cpu()
-        self.weight[0] += weights.sum(0).double().cpu()
-        self.weight[1] += weights[first].sum(0).double().cpu()
+        """What drives each feature, and its move, on tokens where it is active in both."""
+        weights = torch.minimum(codes, later).clamp(min=0).float()
+        before = one.rows.to(weights)
+        moves = rows.to(weights) - before
+        if self.shift is None and len(moves):
+            self.shift = moves.mean(0)  # a move that all share would cost digits
+        if self.shift is not None:
+            moves = moves - self.shift
+        inverse = one.prompts.unique(return_inverse=True)[1].to(weights.device)
+        numbers = inverse.unique()
+        each = weights.new_zeros(len(numbers), weights.shape[1]).index_add_(0, inverse, weights)
+        sums = (weights, before), (weights, moves), (weights * each[inverse], moves)
+        for i, (w, values) in enumerate(sums):
+            self.inputs[i] += (w.T @ values).double().cpu()
+        self.weight += each.sum(0).double().cpu()
+        self.square += each.double().square().sum(0).cpu()
+        for number in numbers:
+            some, move = weights[inverse == number], moves[inverse == number]
+            # |move.T @ some|^2 of each feature, without [feature, d]
+            self.length += ((move @ move.T @ some) * some).sum(0).double().cpu()
 
     def _changes(self, change: Codes, prompts: Tensor) -> None:
         """Mean change of each prompt `[prompt, feature]`; prompts without tokens have none."""
@@ -380,15 +401,28 @@ class _Sums:
     @property
     def rotation(self) -> np.ndarray:
         """Degrees between the weighted inputs before and after."""
-        sums = zip(self.inputs[:2], self.fits, strict=True)
-        return _angle(*(u - self.weight[0][:, None] * fit.mean for u, fit in sums))
+        before, moved, _ = self._driven
+        return _angle(before, before + moved)
 
     @property
     def floor(self) -> np.ndarray:
-        """Degrees between those of two halves of the prompts before."""
-        mean, half, weight = self.fits[0].mean, self.inputs[2], self.weight[1][:, None]
-        other = self.inputs[0] - half
-        return _angle(half - weight * mean, other - (self.weight[0][:, None] - weight) * mean)
+        """Degrees that no feature turns by chance in 95 % of exchanged data sets; NaN as rotation."""
+        before, moved, spread = self._driven
+        z = NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * len(spread)))
+        both = (2 * before + moved).norm(dim=1)
+        angle = 2 * torch.atan2(z * spread.sqrt(), both)
+        return angle.rad2deg().masked_fill(both == 0, torch.nan).numpy()
+
+    @property
+    def _driven(self) -> tuple[Tensor, Tensor, Tensor]:
+        """u before and its move `[feature, d]`, and the sum of squared moves of prompts `[feature]`."""
+        inputs, moved, cross = self.inputs
+        mean, shift = self.fits[0].mean, torch.zeros(())
+        if self.shift is not None:
+            shift = self.fits[1].mean - mean - self.shift.double().cpu()
+        lengths = self.length - 2 * (cross * shift).sum(1) + self.square * shift.square().sum()
+        weight = self.weight[:, None]
+        return inputs - weight * mean, moved - weight * shift, lengths.clamp(min=0)
 
     @property
     def direction(self) -> np.ndarray:

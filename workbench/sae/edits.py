@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import index
-from typing import Any, NoReturn, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
+import numpy as np
 import torch
 
 from workbench.errors import WorkbenchError
@@ -45,7 +46,7 @@ def steer(
 ) -> list[Intervention]: ...
 def steer(
     dictionary: Dictionary,
-    feature: SupportsIndex | Iterable[SupportsIndex],
+    feature: Any,
     *,
     mode: str = "add",
     level: float | int = 1.0,
@@ -69,9 +70,14 @@ def steer(
         WorkbenchError: no such feature, a mode that the dictionary cannot do, or `largest` is missing, not
             above 0, or does not hold the feature.
     """
+    if isinstance(feature, str):
+        raise _no_feature(repr(feature))
     if isinstance(feature, Iterable):
         one = {"mode": mode, "level": level, "largest": largest, "scope": scope}
-        return [steer(dictionary, j, **one) for j in feature] or _no_feature()
+        edits = [steer(dictionary, j, **one) for j in feature]
+        if not edits:
+            raise _no_feature("an empty list")
+        return edits
     feature = index(feature)
     method = SaeFeature(mode=mode, feature=feature, level=level)
     counted = mode == "add" or (mode != "scale" and level != 0)
@@ -84,6 +90,8 @@ def steer(
 
 def _largest(dictionary: Dictionary, feature: int, given: Any) -> float:
     where = f"sae.steer(feature {feature}, largest=...)"
+    if isinstance(given, Tensor | np.generic) and given.ndim == 0:
+        given = given.item()
     if isinstance(given, int | float):
         return above_zero(where, given)
     if isinstance(given, Activations):
@@ -110,9 +118,11 @@ def _largest(dictionary: Dictionary, feature: int, given: Any) -> float:
 
 
 def _of_rows(dictionary: Dictionary, feature: int, rows: Tensor) -> float | None:
+    if not len(rows) or not 0 <= feature < dictionary.n_features:
+        return None
     step = max(1, 2**24 // dictionary.n_features)
     found = [float(dictionary.encode(part)[:, feature].max()) for part in rows.split(step)]
-    return max(found) if len(rows) and feature < dictionary.n_features else None
+    return max(found)
 
 
 def _of_record(feature: int, record: Any) -> float | None:
@@ -124,11 +134,11 @@ def _of_record(feature: int, record: Any) -> float | None:
     return float(largest[known.index(feature)]) if feature in known else None
 
 
-def _no_feature() -> NoReturn:
-    raise WorkbenchError(
+def _no_feature(got: str) -> WorkbenchError:
+    return WorkbenchError(
         "sae.steer",
         "names no feature",
         expected="a feature, or a list of them",
-        got="an empty list",
+        got=got,
         do="say which, such as found.top(3)['feature']",
     )

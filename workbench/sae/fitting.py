@@ -7,6 +7,7 @@ from typing import Any
 from workbench import sites
 from workbench.errors import WorkbenchError
 from workbench.sae.dictionary import Dictionary
+from workbench.tensors import Fingerprint
 
 
 def check_fits(dictionary: Dictionary, model: Any, where: str, *, force: bool = False) -> None:
@@ -15,7 +16,8 @@ def check_fits(dictionary: Dictionary, model: Any, where: str, *, force: bool = 
     Args:
         dictionary, model: which two.
         where: what the error names.
-        force: accept another model of the same width, such as one that was trained on from it.
+        force: accept another model of the same width, such as one that was trained on from it, or the
+            same one in another dtype.
 
     Raises:
         WorkbenchError: another width, a layer that the model lacks, or another model.
@@ -23,37 +25,39 @@ def check_fits(dictionary: Dictionary, model: Any, where: str, *, force: bool = 
     """
     for site in sites.parse_all([dictionary.site, dictionary.target], model.n_layers):
         model.backend.check(site, write=False)
-    width = _width(dictionary.site, model.dims)
-    if width is not None and width != dictionary.d:
+    ends = (dictionary.site, "reads", dictionary.d), (dictionary.target, "writes", dictionary.d_out)
+    for place, does, found in ends:
+        width = _width(place, model.dims)
+        if width is not None and width != found:
+            raise WorkbenchError(
+                where,
+                f"the dictionary {does} another width than {place} has",
+                expected=f"{width}, as in {model.name}",
+                got=f"{found}, from {dictionary.name or 'a dictionary'}",
+                do="take a dictionary of this model; force=True cannot help",
+            )
+    made_for = dictionary.model
+    if not force and made_for is not None and not _same(made_for, model):
         raise WorkbenchError(
             where,
-            f"the dictionary reads another width than {dictionary.site} has",
-            expected=f"{width}, as in {model.name}",
-            got=f"{dictionary.d}, from {dictionary.name or 'a dictionary'}",
-            do="take a dictionary of this model; force=True cannot help",
-        )
-    if not force and not _same(dictionary, model):
-        raise WorkbenchError(
-            where,
-            "the dictionary was trained on another model",
-            expected=dictionary.model.name if dictionary.model else "",
-            got=model.name,
+            "the dictionary was trained on another model, or on this one with other weights or dtype",
+            expected=f"{made_for.name} {made_for.weights}".strip(),
+            got=f"{model.name} {model.fingerprint.weights if made_for.weights else ''}".strip(),
             do="load its own model, or say force=True to read this one with it all the same",
         )
 
 
 def _width(site: str, dims: Any) -> int | None:
+    if site.startswith("hf:"):
+        return None
     part = site.partition(".")[2].partition("[")[0] or site
     widths = {"z": dims.n_heads * dims.d_head, "mlp_post": dims.d_mlp, "mlp_pre": dims.d_mlp}
-    if part.startswith("hf:") or part in ("q", "k", "v", "expert", "router_logits", "logits"):
+    if part in ("q", "k", "v", "expert", "router_logits", "logits"):
         return None
     return widths.get(part, dims.d_model)
 
 
-def _same(dictionary: Dictionary, model: Any) -> bool:
-    made_for = dictionary.model
-    if made_for is None:
-        return True
+def _same(made_for: Fingerprint, model: Any) -> bool:
     if made_for.weights:
         return made_for.weights == model.fingerprint.weights
     return _plain(made_for.name) == _plain(model.name)

@@ -28,11 +28,13 @@ class Batches:
     Attributes:
         prompts, completions: what is read.
         batches: runs of prompts that are read together, as (start, stop).
+        lengths: tokens of each prompt with its completion.
     """
 
     prompts: list[Prompt]
     completions: list[list[int]]
     batches: list[tuple[int, int]]
+    lengths: list[int]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -65,7 +67,7 @@ def batches_of(
         )
     pairs = zip(many, tails, strict=True)
     lengths = [model.tokens(prompt, completions=[tail]).lengths[0] for prompt, tail in pairs]
-    return Batches(many, tails, _batches(lengths, _budget(model)))
+    return Batches(many, tails, _batches(lengths, _budget(model)), lengths)
 
 
 def _budget(model: Any) -> int:

@@ -277,8 +277,8 @@ def _judge(
     bar: Any,
 ) -> _Sums:
     """Everything that is summed of one dictionary: its means and sample first, then all runs."""
-    mean, control = _prepared(dictionary, model, corpus, special, seed, bar)
-    coders: dict[str, Coder] = {OWN: dictionary} | ({RANDOM: control} if controls else {})
+    mean, control = _prepared(dictionary, model, corpus, special, controls, seed, bar)
+    coders: dict[str, Coder] = {OWN: dictionary} | ({RANDOM: control} if control else {})
     sums = _Sums(len(corpus), len(mean))
     for start, tokens in corpus.tokens(model):
         keep = kept(model, tokens, special)
@@ -296,8 +296,14 @@ def _judge(
 
 
 def _prepared(
-    dictionary: Dictionary, model: Any, corpus: Batches, special: bool, seed: int, bar: Any
-) -> tuple[Float[Tensor, " out"], RandomDictionary]:
+    dictionary: Dictionary,
+    model: Any,
+    corpus: Batches,
+    special: bool,
+    controls: bool,
+    seed: int,
+    bar: Any,
+) -> tuple[Float[Tensor, " out"], RandomDictionary | None]:
     """The mean of what is reconstructed, in float64, and a random dictionary matched on some tokens."""
     total, n = torch.zeros(()), 0
     sample: list[tuple[Rows, Rows]] = []
@@ -320,6 +326,8 @@ def _prepared(
             got=f"{len(corpus)} prompts",
             do="add text, or say special=True",
         )
+    if not controls:
+        return total / n, None
     reads, writes = (torch.cat(parts) for parts in zip(*sample, strict=True))
     return total / n, random_like(dictionary, reads, writes, seed)
 

@@ -172,7 +172,7 @@ class FeatureRanking(Table):
 
 
 def search(
-    scorer: str | Scorer,
+    scorer: Any,
     dictionary: Dictionary,
     model: Any,
     prompts: Any,
@@ -211,7 +211,14 @@ def search(
     """
     if isinstance(scorer, str):
         scorer = registry.get("scorers", scorer)()
-    assert isinstance(scorer, Scorer)
+    if not isinstance(scorer, Scorer):
+        raise WorkbenchError(
+            "sae.search(scorer)",
+            "is no scorer",
+            expected="a name, or a scorer with options such as scorers.Auroc()",
+            got=repr(scorer),
+            do=f"take one of {', '.join(registry.names('scorers'))}",
+        )
     if top < 1:
         raise WorkbenchError(
             "sae.search(top=...)",

@@ -26,9 +26,9 @@ class Part:
     """Some tokens of a corpus, whole prompts, in order.
 
     Attributes:
-        rows: activations at the dictionary's site, on its device.
-        codes: their features.
-        ids: the token of each row.
+        rows: activations at the dictionary's site, in the model's dtype, on the dictionary's device.
+        codes: their features, there too.
+        ids: the token of each row; like the next two, on the CPU.
         prompts: which prompt each row belongs to, counted over the whole corpus.
         positions: absolute token position of each row in its prompt.
     """

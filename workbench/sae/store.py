@@ -49,7 +49,7 @@ def load(
     Args:
         source: a shipped name (`shipped()` lists them), a folder in SAELens' format, or a release of
             SAELens' directory or the hub (downloads, and only then).
-        sae_id: which one of a release.
+        sae_id: which one of a release, or of a folder that holds several.
         model: the model it is for; its width, depth, site and name are then checked.
         site: what it reads, where its file does not say, or says it in words unknown here.
         device: the model's own by default.
@@ -61,12 +61,15 @@ def load(
     Raises:
         FileRefused: no such folder, half a folder, a pickle, an unknown architecture, NaN weights, or
             normalisation statistics that are missing.
-        WorkbenchError: it does not fit the model, see `workbench.sae.fitting`; SAELens is not installed.
+        WorkbenchError: it does not fit the model, see `workbench.sae.fitting`; a `norm_scale` that it
+            has no use for; SAELens is not installed.
     """
     where = f"sae.load({str(source)!r})"
     at = model.device if model is not None and device is None else checked_device(device)
     kept = str(checked_dtype(dtype)).removeprefix("torch.")
     folder = _folder(source)
+    if folder is not None and sae_id:
+        folder /= sae_id
     if folder is None and Path(source).expanduser().is_file():
         raise _no_folder(where, Path(source).expanduser())
     if folder is None:
@@ -206,7 +209,7 @@ def _read_folder(where: str, folder: Path, device: str, dtype: str) -> Any:
                 where,
                 f"has no {name}",
                 expected=f"{CONFIG} and {WEIGHTS}, as SAELens writes them",
-                got=sorted(p.name for p in folder.iterdir())[:5],
+                got=sorted(p.name for p in folder.glob("*"))[:5],
                 do="save it with SAELens or sae.save; pickles and unfinished trainings are not read",
             )
     refuse_pickle(folder / WEIGHTS)
@@ -249,17 +252,25 @@ def _in_words(where: str, read: Any) -> Any:
 
 
 def _normalised(where: str, sae: Any, scale: float | int | None) -> None:
-    """Fold a scale that was estimated in training, or refuse to do without."""
+    """Fold a scale that was estimated in training, or refuse to do without, or with one too many."""
     kind = sae.cfg.normalize_activations
+    if scale is not None and (kind != STATISTICS[0] or not 0 < scale < float("inf")):
+        raise WorkbenchError(
+            f"{where[:-1]}, norm_scale={scale})",
+            "is no scale that this dictionary takes",
+            expected=f"a factor above 0, for activations normalised by {STATISTICS[0]!r}",
+            got=f"{scale}, for {kind!r}",
+            do="leave norm_scale= out, or check the number",
+        )
     if kind not in STATISTICS:
         return
-    if scale is None or kind != STATISTICS[0]:
+    if scale is None:
         raise FileRefused(
             where,
             f"was trained on activations normalised by {kind!r}, and the numbers for it are missing",
-            expected="a dictionary with its normalisation folded in, or norm_scale=",
-            got="neither",
-            do="save it after training has ended, or give the factor as norm_scale=",
+            expected="a dictionary with its normalisation folded in",
+            got="neither folded nor given",
+            do=f"save it after training has ended, or give a {STATISTICS[0]!r} factor as norm_scale=",
         )
     sae.fold_activation_norm_scaling_factor(float(scale))
 
@@ -310,7 +321,8 @@ def _site(where: str, hook: str | None) -> str:
     module = _BLOCK.match(hook or "")
     text = f"L{module[1]}.resid_post" if module else (hook or "")
     try:
-        found = sites.parse(text, 10**6)
+        # a pattern of layers would be a million sites
+        found = [] if "*" in text else sites.parse(text, 10**6)
     except WorkbenchError:
         found = []
         if _PATH.match(text) and "hook_" not in text and not text.startswith("L"):

@@ -129,24 +129,21 @@ def train(
     }
     title = name or f"{feed.site}-{width}"
     folder = Path(path).expanduser() if path is not None else None
-    if folder is not None and checkpoints.latest(folder, plan) is None and _finished(folder):
+    if folder and checkpoints.latest(folder, plan) is None and (folder / CONFIG).exists():
         done = load(folder, model=model)
         checkpoints.check_finished(folder, done.facts, plan)
         return done
-    with torch.random.fork_rng(devices=[]):
+    on = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(on):
         torch.manual_seed(derive(seed, "weights"))
         trainer = _trainer(plan, feed.d, model)
     history = _fit(trainer, feed, plan, folder, progress)
-    with torch.random.fork_rng(devices=[]):  # a new module draws weights, if only to lose them
+    with torch.random.fork_rng(on):  # a new module draws weights, if only to lose them
         dictionary = _result(trainer, model, title, plan | {"history": history})
     if folder is not None:
         save(dictionary, folder)
         checkpoints.clear(folder)
     return dictionary
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / CONFIG).exists()
 
 
 def _check(
@@ -200,6 +197,8 @@ def _options(architecture: str, width: int, given: dict[str, Any]) -> dict[str, 
         defaults["matryoshka_widths"] = sorted(nested)
     if architecture == "matching_pursuit":
         defaults["decoder_init_norm"] = 1.0
+    # lists, as the configuration's file will give them back
+    given = {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
     options = defaults | given
     if "k" in options and not 0 < options["k"] <= width:
         raise WorkbenchError(

@@ -77,6 +77,24 @@ describe("the handshake", () => {
   });
 });
 
+describe("a question that a model would not send", () => {
+  it("is not asked, so that no silence follows", () => {
+    const { model, view, root } = shown();
+    model.say({ type: "ack" });
+    view.ask({ a: 1 });
+    model.say({ type: "beat" });
+    vi.advanceTimersByTime(100);
+    view.ask({ a: 1 });
+    expect(model.saved).toBe(1);
+    vi.advanceTimersByTime(2500);
+    expect([words(root), root.dataset.kernel]).toEqual(["live", undefined]);
+    view.ask({ a: 2 });
+    expect(model.saved).toBe(2);
+    vi.advanceTimersByTime(2100);
+    expect(root.dataset.kernel).toBe("silent");
+  });
+});
+
 describe("modes in words", () => {
   const sweep = packed({ grid: [1, 2, 3], frames: [{ x: 10 }, { x: 20 }, { x: 30 }] });
   const pick = (made, spec) => made.frames[spec.i ?? 0];

@@ -8,12 +8,13 @@
 
     effect of feature j on the logits = W_U (gamma * s * W_dec[j])     less its mean over the vocabulary
 
-Effects are those of the direct path, from the decoder row through the final norm's weight and the
-unembedding, at the median scale s of the norm on the corpus' first prompts; what later layers make of the
-feature is not in them, nor a soft cap.
+Effects are those of the direct path: the decoder row W_dec[j] (centred, before a layer norm), the final
+norm's weight gamma, its scale s (the median over the corpus' first prompts), and the unembedding W_U. What
+later layers make of the feature is not in them, nor what follows the unembedding, such as a soft cap.
 
 Shapes: `[f]` features that are described, `[row]` tokens of the corpus, `[f, k]` best first.
-Units: codes in the dictionary's own; effects in logits per unit of a code.
+Units: codes in the dictionary's own; effects in logits per unit of a code. Where a dictionary normalises
+    each row (`Dictionary.rescales`), a unit is that of the normalised row: effects compare within it only.
 Source: Bricken et al. (2023), Towards Monosemanticity,
     https://transformer-circuits.pub/2023/monosemantic-features, for what a dashboard shows.
 """
@@ -38,11 +39,12 @@ from workbench.sae.dashboards.counting import NOBODY
 from workbench.sae.dashboards.labels import describe
 from workbench.sae.dictionary import Dictionary
 from workbench.shapes import Float, Int
+from workbench.sites import parse
 
 STREAM_PARTS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """What is the residual stream or added to it, so that a direction of it has a way to the logits."""
-SCALE_PROMPTS = 32
-"""Prompts over which the final norm's scale is measured."""
+SCALE_PROMPTS, SCALE_ROWS = 32, 1024
+"""Prompts, and tokens of them at most, over which the final norm's scale is measured."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Dashboard:
         labels: descriptions made from the data alone, see `workbench.sae.dashboards.labels`.
         label_scores, label_controls: F1 of each label, and the best F1 of any on shuffled tokens.
         codes: the active codes `[row, f]`, sparse.
-        texts: of every token id that occurs above.
+        texts: the text of every token id that occurs above.
     """
 
     dictionary_name: str
@@ -149,8 +151,10 @@ class Dashboard:
         """The tokens around its `rank`-th strongest example, from 0, inside one prompt.
 
         Raises:
-            WorkbenchError: the feature is not described here, or has no such example.
+            WorkbenchError: the feature is not described here, or has no such example; `before` or
+                `after` below 0.
         """
+        _counts("Dashboard.example", 0, before=before, after=after)
         rows = self.example_rows[self.row_of(feature)]
         if not 0 <= rank < self.n_examples(feature):
             raise WorkbenchError(
@@ -265,7 +269,7 @@ def dashboard(
         features: which; all by default. Relatives are looked for among all of them either way.
         examples, bins, correlated, neighbours, promoted: how many of each; `promoted=0` asks nothing of
             the unembedding.
-        diverse: at most one example of each prompt.
+        diverse: at most one example of each prompt, its first largest.
         progress: show a bar over prompts.
 
     Raises:
@@ -274,8 +278,8 @@ def dashboard(
         PromptError: what `sae.stream` refuses, or no token is left.
     """
     chosen = _checked(features, dictionary)
-    _counts(examples=examples, bins=bins)
-    _counts(0, correlated=correlated, neighbours=neighbours, promoted=promoted)
+    _counts("sae.dashboard", 1, examples=examples, bins=bins)
+    _counts("sae.dashboard", 0, correlated=correlated, neighbours=neighbours, promoted=promoted)
     many = as_prompts(prompts)
     options: dict[str, Any] = {"completions": completions, "special": special, "force": force}
     corpus, codes = read(dictionary, model, many, progress=progress, **options)
@@ -301,16 +305,15 @@ def _effects(
     dictionary: Dictionary, model: Any, prompts: Sequence[Any], features: Any, k: int
 ) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """Ids and logits per unit of the tokens that each feature raises, and lowers, most."""
-    part = dictionary.target.partition(".")[2].partition("[")[0] or dictionary.target
-    if not k or part not in STREAM_PARTS:
+    if not k or parse(dictionary.target, model.n_layers)[0].part not in STREAM_PARTS:
         empty = np.zeros((len(features), 0), np.int64), np.zeros((len(features), 0), np.float32)
         return empty, empty
     last, head = f"L{model.n_layers - 1}.resid_post", Head(model)
-    acts = model.record(prompts[:SCALE_PROMPTS], last, pool="all", progress=False)
-    k, found = min(k, head.n_vocab), []
+    streams = model.record(prompts[:SCALE_PROMPTS], last, pool="all", progress=False)[last]
+    streams = streams[:: -(-len(streams) // SCALE_ROWS)]
+    decoder, k, found = dictionary.decoder, min(k, head.n_vocab), []
     for block in head.chunks(len(features)):
-        directions = dictionary.decoder[torch.from_numpy(features[block])]
-        logits = head.effects(directions, acts[last])
+        logits = head.effects(decoder[torch.from_numpy(features[block])], streams)
         high, low = logits.topk(k, dim=1), (-logits).topk(k, dim=1)
         pairs = (high.indices, high.values, low.indices, -low.values)
         found.append([tensor.cpu().numpy() for tensor in pairs])
@@ -321,11 +324,20 @@ def _effects(
 
 
 def _checked(features: Sequence[int] | None, dictionary: Dictionary) -> Int[np.ndarray, " f"]:
+    """The features to describe, after a check of them and of the decoder."""
+    if not bool(dictionary.decoder.isfinite().all()):
+        raise WorkbenchError(
+            "sae.dashboard",
+            "the dictionary's decoder holds NaN or infinity",
+            expected="finite weights",
+            got=dictionary.name or "a dictionary",
+            do="load or train it again",
+        )
     n = dictionary.n_features
     if features is None:
         return np.arange(n)
-    asked = [int(f) for f in features]
-    wrong = [f for f in asked if not 0 <= f < n]
+    asked = np.asarray(features).tolist() if np.ndim(features) == 1 else [features]
+    wrong = [f for f in asked if type(f) is not int or not 0 <= f < n]
     if wrong or not asked or len(set(asked)) < len(asked):
         raise WorkbenchError(
             "sae.dashboard(features=...)",
@@ -337,11 +349,11 @@ def _checked(features: Sequence[int] | None, dictionary: Dictionary) -> Int[np.n
     return np.array(asked)
 
 
-def _counts(least: int = 1, **given: int) -> None:
+def _counts(where: str, least: int, **given: int) -> None:
     for name, value in given.items():
-        if isinstance(value, bool) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise WorkbenchError(
-                f"sae.dashboard({name}=...)",
+                f"{where}({name}=...)",
                 "is no such count",
                 expected=f"a whole number, at least {least}",
                 got=value,

@@ -79,7 +79,7 @@ def read(
         dictionary, model, prompts, completions, special, force, progress: as in `sae.stream`.
 
     Raises:
-        WorkbenchError: as `sae.stream`; more active codes than `STORE_BYTES` hold.
+        WorkbenchError: as `sae.stream`; more active codes than `STORE_BYTES` hold; codes that are NaN.
         PromptError: as `sae.stream`; no token is left.
     """
     options = {"completions": completions, "special": special, "force": force}
@@ -105,11 +105,17 @@ def read(
 
 
 def active(part: Part) -> Sparse:
-    """The codes of a part that are above 0."""
+    """The codes of a part that are above 0.
+
+    Raises:
+        WorkbenchError: some are NaN or infinite.
+    """
     codes, n = part.codes.reshape(-1), part.codes.shape[1]
-    # numpy skips runs of False many times faster than torch
-    place = np.flatnonzero((codes > 0).cpu().numpy())
+    # `codes > 0` would take NaN for silence; numpy skips runs of False many times faster than torch
+    place = np.flatnonzero((codes <= 0).logical_not_().cpu().numpy())
     values = codes[torch.from_numpy(place).to(codes.device)].float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise _not_finite(place[~np.isfinite(values)] % n)
     bounds = np.searchsorted(place, np.arange(len(part.codes) + 1) * n)
     shape = tuple(part.codes.shape)
     return sparse.csr_array((values, (place % n).astype(np.int32), bounds), shape=shape)
@@ -142,6 +148,16 @@ def _text(tokenizer: Any, i: int) -> str:
 
 def _plain(tensor: Any) -> np.ndarray:
     return tensor.cpu().numpy().astype(np.int64)
+
+
+def _not_finite(features: Int[np.ndarray, " code"]) -> WorkbenchError:
+    return WorkbenchError(
+        "sae corpus",
+        "codes are NaN or infinite",
+        expected="a dictionary of finite weights",
+        got=f"features {np.unique(features)[:5].tolist()}",
+        do="load the dictionary again, or in float32",
+    )
 
 
 def _too_many(rows: int, held: int) -> WorkbenchError:

@@ -115,7 +115,7 @@ def neighbours(
     found = []
     for part in blocks_of(len(features), len(unit)):
         chosen = features[part]
-        cosine = (unit[torch.from_numpy(chosen).to(unit.device)] @ unit.T).double().cpu().numpy()
+        cosine = (unit[torch.from_numpy(chosen).to(unit.device)] @ unit.T).cpu().double().numpy()
         found.append(_largest(cosine, chosen, k))
     return _joined(found, k)
 

@@ -28,6 +28,7 @@ from scipy import sparse
 
 from workbench.records import Prompt
 from workbench.sae.dashboards.corpus import Corpus, Sparse, blocks_of
+from workbench.sae.dashboards.counting import activity, owner
 from workbench.shapes import Float, Int
 
 UNLABELLED = "unlabelled"
@@ -242,12 +243,7 @@ def _first_word(prompt: Prompt) -> str | None:
 
 def _levels(codes: Sparse) -> Iterator[Sparse]:
     """Where each feature is active, and where it is above half its largest code; ones."""
-    counts = np.diff(codes.indptr)
-    largest = np.zeros(codes.shape[1], np.float32)
-    alive = counts > 0
-    if alive.any():
-        largest[alive] = np.maximum.reduceat(codes.data, codes.indptr[:-1][alive])
-    high = codes.data > 0.5 * np.repeat(largest, counts)
+    high = codes.data > 0.5 * activity(codes).largest[owner(codes)]
     for kept in (np.ones_like(high), high):
         bounds = np.concatenate([[0], np.cumsum(kept)])[codes.indptr]
         ones = np.ones(int(kept.sum()), np.float32)

@@ -3,8 +3,10 @@
     score_j = mean over cases of  m(h) - m(h - f_j d_j),  at all chosen positions at once
 
 Run for a few candidates, one forward each: those given, or those of the largest attribution (see
-`attribution`). Beside each stands the same amount, |f_j d_j| per position, taken out along the decoder row
-of a random active feature.
+`attribution`). These are chosen by the same cases that judge them, so their p asks how often the
+attribution of any feature at all is as steady with random signs; that of given ones asks it of these
+alone. Beside each stands the same amount, |f_j d_j| per position, taken out along the decoder row of a
+random active feature.
 
 Shapes: `values` `[case, candidate]`.
 Units: the metric's.
@@ -16,26 +18,23 @@ Differs from the paper: the sign is that of the contribution. The control along 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from workbench.errors import WorkbenchError, unknown
-from workbench.locate.base import METRICS
+from workbench.errors import WorkbenchError
 from workbench.registry import Citation, register
 from workbench.sae.scorers.base import (
     Block,
     FeatureScores,
-    Metric,
+    MetricScorer,
     Need,
-    Reads,
-    Scorer,
     metric_name,
     metric_unit,
 )
-from workbench.sae.scorers.cases import flipped, strongest
+from workbench.sae.scorers.cases import flipped, strongest, totals
 from workbench.seeds import derive
 from workbench.shapes import Float, Int, Tensor
 
@@ -50,7 +49,7 @@ from workbench.shapes import Float, Int, Tensor
     ),
 )
 @dataclass(frozen=True)
-class Ablation(Scorer):
+class Ablation(MetricScorer):
     """What the metric loses when a feature is taken out: exact, for a few candidates.
 
     Attributes:
@@ -62,26 +61,17 @@ class Ablation(Scorer):
     needs: ClassVar[tuple[Need, ...]] = ("n_cases", "slopes", "switched_off")
     features: tuple[int, ...] = ()
     candidates: int = 16
-    metric: Metric = "logit_difference"
-    steps: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.metric, str) and self.metric not in METRICS:
-            raise unknown("Ablation(metric)", "metric", self.metric, METRICS)
-        if self.candidates < 1 or self.steps < 0:
+        if self.candidates < 1:
             raise WorkbenchError(
-                "Ablation",
-                "candidates and steps count something",
-                expected="candidates 1 or more, steps 0 or more",
-                got=(self.candidates, self.steps),
-                do="say candidates=16, steps=0",
+                "Ablation(candidates)",
+                "is no number of features",
+                expected="1 or more",
+                got=self.candidates,
+                do="say candidates=16",
             )
-
-    @property
-    def reads(self) -> tuple[Reads, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Answers, where the metric is of an answer."""
-        return ("answer",) if isinstance(self.metric, str) else ()
 
     def score(
         self,
@@ -92,7 +82,7 @@ class Ablation(Scorer):
     ) -> FeatureScores:
         """What the metric loses without each candidate, and without its control."""
         attributed, active = self._surveyed(slopes, n_cases)
-        chosen = self._chosen(attributed, active)
+        chosen = self._chosen(attributed.double().mean(0), active)
         effects = switched_off(self.metric, chosen.tolist())
         control = torch.full((len(chosen),), float("nan"), dtype=torch.float64)
         others = self._others(chosen, active)
@@ -100,6 +90,8 @@ class Ablation(Scorer):
             found = switched_off(self.metric, chosen.tolist(), along=others.tolist())
             control = found.double().mean(0)
         _, largest, scale = flipped(effects, self.draws, self.seed)
+        if not self.features:  # chosen among all, by what these cases say
+            largest = flipped(attributed, self.draws, self.seed)[1]
         return FeatureScores(
             effects,
             control,
@@ -109,24 +101,24 @@ class Ablation(Scorer):
             "the same amount taken out along a random active feature",
             features=chosen,
             scale=scale,
-            also={"attribution": attributed[chosen].double()},
+            also={"attribution": attributed[:, chosen].double().mean(0)},
             caption=f"What the {metric_name(self.metric)} loses without a feature, "
             f"mean over {n_cases} prompts.",
         )
 
     def _surveyed(
         self, slopes: Callable[..., Iterable[Block]], n_cases: int
-    ) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"]]:
-        """Attribution and total activation of every feature."""
-        attributed = active = None
-        for block in slopes(self.metric, self.steps, "asked"):
-            assert block.slopes is not None
-            sums = (block.codes * block.slopes).sum(0).double().cpu() / n_cases
-            total = block.codes.sum(0).double().cpu()
-            attributed = sums if attributed is None else attributed + sums
-            active = total if active is None else active + total
-        assert attributed is not None and active is not None
-        return attributed, active
+    ) -> tuple[Float[Tensor, "case feature"], Float[Tensor, " feature"]]:
+        """Attribution of every case, and total activation, of every feature."""
+        active: list[Tensor] = []
+
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            for block in slopes(self.metric, self.steps, "asked"):
+                assert block.slopes is not None
+                active.append(block.codes.abs().sum(0).double().cpu())
+                yield block.codes * block.slopes, block.cases
+
+        return totals(parts(), n_cases), torch.stack(active).sum(0)
 
     def _chosen(
         self, attributed: Float[Tensor, " feature"], active: Float[Tensor, " feature"]

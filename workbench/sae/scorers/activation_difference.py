@@ -20,17 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from workbench.errors import unknown
 from workbench.registry import Citation, register
-from workbench.sae.scorers.base import Block, FeatureScores, Labels, Need, Reads, Scorer
+from workbench.sae.scorers.base import Block, FeatureScores, Labels, LabelScorer
 from workbench.sae.scorers.cases import compared, flipped, known, pooled, shuffled
 from workbench.shapes import Float, Tensor
-
-POOLS = ("mean", "max")
 
 
 @register(
@@ -43,21 +39,12 @@ POOLS = ("mean", "max")
     ),
 )
 @dataclass(frozen=True)
-class ActivationDifference(Scorer):
+class ActivationDifference(LabelScorer):
     """Features that positive prompts activate more, or less, than negative ones.
 
     Attributes:
         pool: how the positions of a prompt become one number: "mean" or "max".
     """
-
-    needs: ClassVar[tuple[Need, ...]] = ("n_cases", "codes", "labels")
-    reads: ClassVar[tuple[Reads, ...]] = ("label",)
-    pool: str = "mean"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pool not in POOLS:
-            raise unknown("ActivationDifference(pool)", "pool", self.pool, POOLS)
 
     def score(
         self, *, n_cases: int, codes: Callable[[], Iterable[Block]], labels: Labels

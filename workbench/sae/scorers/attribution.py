@@ -22,16 +22,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from workbench.errors import WorkbenchError, unknown
-from workbench.locate.base import METRICS
 from workbench.registry import Citation, register
 from workbench.sae.scorers.base import (
     Block,
     FeatureScores,
-    Metric,
+    MetricScorer,
     Need,
-    Reads,
-    Scorer,
     metric_name,
     metric_unit,
 )
@@ -49,7 +45,7 @@ from workbench.shapes import Float, Tensor
     ),
 )
 @dataclass(frozen=True)
-class Attribution(Scorer):
+class Attribution(MetricScorer):
     """What each feature contributes to a logit difference, from one gradient.
 
     Attributes:
@@ -59,26 +55,6 @@ class Attribution(Scorer):
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("n_cases", "slopes")
-    metric: Metric = "logit_difference"
-    steps: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.metric, str) and self.metric not in METRICS:
-            raise unknown("Attribution(metric)", "metric", self.metric, METRICS)
-        if self.steps < 0:
-            raise WorkbenchError(
-                "Attribution(steps)",
-                "is no number of steps",
-                expected="0 for the plain gradient, or more",
-                got=self.steps,
-                do="say steps=8",
-            )
-
-    @property
-    def reads(self) -> tuple[Reads, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Answers, where the metric is of an answer."""
-        return ("answer",) if isinstance(self.metric, str) else ()
 
     def score(self, *, n_cases: int, slopes: Callable[..., Iterable[Block]]) -> FeatureScores:
         """Contributions of all features at the chosen positions."""

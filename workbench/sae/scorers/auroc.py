@@ -19,17 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from workbench.errors import unknown
 from workbench.registry import Citation, register
-from workbench.sae.scorers.base import Block, FeatureScores, Labels, Need, Reads, Scorer
+from workbench.sae.scorers.base import Block, FeatureScores, Labels, LabelScorer
 from workbench.sae.scorers.cases import columns, known, over, pooled, shuffled
 from workbench.shapes import Float, Tensor
-
-POOLS = ("mean", "max")
 
 
 @register(
@@ -42,21 +38,12 @@ POOLS = ("mean", "max")
     ),
 )
 @dataclass(frozen=True)
-class Auroc(Scorer):
+class Auroc(LabelScorer):
     """Features that rank positive prompts above negative ones, or below them.
 
     Attributes:
         pool: how the positions of a prompt become one number: "mean" or "max".
     """
-
-    needs: ClassVar[tuple[Need, ...]] = ("n_cases", "codes", "labels")
-    reads: ClassVar[tuple[Reads, ...]] = ("label",)
-    pool: str = "mean"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pool not in POOLS:
-            raise unknown("Auroc(pool)", "pool", self.pool, POOLS)
 
     def score(
         self, *, n_cases: int, codes: Callable[[], Iterable[Block]], labels: Labels

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, unknown
 from workbench.locate.base import METRICS
 from workbench.shapes import Codes, Float, Int, Tensor
 
@@ -35,7 +35,6 @@ Need = Literal[
     "n_cases", "codes", "labels", "spelled", "slopes", "switched_off", "toward", "decoder"
 ]
 Reads = Literal["label", "answer"]
-Which = Literal["asked", "random"]
 Metric = str | Callable[..., Tensor]
 """A name of `workbench.locate.base.METRICS`, or `metric(logits [case, vocab], cases [case])` to `[case]`,
 where a case's number depends on its own row alone."""
@@ -168,6 +167,61 @@ class Scorer(ABC):
             )
 
 
+POOLS = ("mean", "max")
+
+
+@dataclass(frozen=True)
+class LabelScorer(Scorer):
+    """Compares activations of two classes of cases.
+
+    Attributes:
+        pool: how the positions of a prompt become one number: "mean" or "max".
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("n_cases", "codes", "labels")
+    reads: ClassVar[tuple[Reads, ...]] = ("label",)
+    pool: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in POOLS:
+            raise unknown(f"{type(self).__name__}(pool)", "pool", self.pool, POOLS)
+
+
+@dataclass(frozen=True)
+class MetricScorer(Scorer):
+    """Asks what features do to a metric of the next token.
+
+    Attributes:
+        metric: "logit_difference", "logprob", "probability", or a function
+            `metric(logits [case, vocab], cases [case])` to `[case]` of the logits behind each prompt.
+        steps: of attributions: 0 for the gradient as it stands; else it is averaged over this many
+            points.
+    """
+
+    metric: Metric = "logit_difference"
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        if isinstance(self.metric, str) and self.metric not in METRICS:
+            raise unknown(f"{name}(metric)", "metric", self.metric, METRICS)
+        if self.steps < 0:
+            raise WorkbenchError(
+                f"{name}(steps)",
+                "is no number of steps",
+                expected="0 for the plain gradient, or more",
+                got=self.steps,
+                do="say steps=8",
+            )
+
+    @property
+    def reads(self) -> tuple[Reads, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Answers, where the metric is of an answer."""
+        return ("answer",) if isinstance(self.metric, str) else ()
+
+
 def metric_unit(metric: Metric) -> str:
     """What a metric is counted in."""
     return METRICS[metric] if isinstance(metric, str) else "the metric's own"
@@ -177,8 +231,3 @@ def metric_name(metric: Metric) -> str:
     """A metric in words."""
     named = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
     return named.replace("_", " ")
-
-
-def no_draws(n: int = 0) -> Float[Tensor, " draw"]:
-    """No chance was drawn."""
-    return torch.zeros(n, dtype=torch.float64)

@@ -23,12 +23,12 @@ def pooled(blocks: Iterable[Block], n_cases: int, how: str) -> Float[Tensor, "ca
     for block in blocks:
         codes, cases = block.codes.float().cpu(), block.cases.cpu()
         if total is None:
-            total = torch.zeros(n_cases, codes.shape[1])
+            total = torch.full((n_cases, codes.shape[1]), 0.0 if how == "mean" else -torch.inf)
         if how == "mean":
             total.index_add_(0, cases, codes)
         else:
             at = cases[:, None].expand_as(codes)
-            total = total.scatter_reduce(0, at, codes, "amax")  # activations are no less than 0
+            total = total.scatter_reduce(0, at, codes, "amax")
         rows += torch.bincount(cases, minlength=n_cases)
     if total is None:
         raise nothing_to_read("pooled")
@@ -62,6 +62,7 @@ def known(
     pairs = labels.pairs
     if pairs is not None:
         pairs = new[pairs[:, keep[pairs].all(0)]]
+        pairs = pairs if pairs.shape[1] > 1 else None  # too few to compare with each other
     left = Labels(labels.classes[keep], pairs)
     counts = [int((left.classes == c).sum()) for c in (1, 0)]
     if min(counts) < 2:

@@ -36,6 +36,11 @@ class Domain:
     queries: Any
     demonstrations: Any = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queries", as_prompts(self.queries))  # iterators are read once
+        if self.demonstrations is not None:
+            object.__setattr__(self, "demonstrations", as_demonstrations(self.demonstrations))
+
 
 @dataclass(frozen=True)
 class Sequences:

@@ -15,7 +15,7 @@ Shapes: scores `[source, target]`, random ones `[draw, source, target]`.
 Units: of scores see `unit`; changes are fractions of accuracy.
 Source: Zhang et al. (2026), SAE as a Crystal Ball, https://arxiv.org/abs/2603.02908.
 Differs from the paper: it has one source at a time and reports r alone; here with intervals, tests, and the r
-    of random, of least shifted and of most active features, among those ever active on the domains.
+    of random, of least shifted, of most active and of all features, of those ever active on the domains.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from workbench.comparison.correlation import correlate_within, r_of_draws, relabelled_p
+from workbench.comparison.correlation import correlate_within, r_of_draws, relabelled_p, specific
 from workbench.comparison.provenance import versions
 from workbench.comparison.stats import mean_intervals
-from workbench.comparison.table import Figure, Table
+from workbench.comparison.table import Figure
 from workbench.errors import WorkbenchError, unknown
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.transfer import files
 from workbench.sae.transfer.demonstrations import Domain
-from workbench.sae.transfer.paired import Effects, Setting, effects_of
+from workbench.sae.transfer.measured import RowsTable
+from workbench.sae.transfer.paired import Effects, Setting, effects_of, scores_of
 from workbench.sae.transfer.shifts import (
     KINDS,
     Shift,
     checked,
     checked_dims,
-    scored,
     shift_of,
     unit_of,
     warn_of_leaks,
@@ -51,8 +51,7 @@ from workbench.sae.transfer.shifts import (
 
 DRAWS = 1000
 POOLED = "all sources"
-LOWEST, ACTIVE = "least shifted", "most active"
-CHANGE = "accuracy change (fraction)"
+LOWEST, ACTIVE, ALL = "least shifted", "most active", "all features"
 CAVEAT = (
     "Shares are proportional to scores: a domain that training would move gets more of the data. Whether "
     "that helps is not measured here, and a score does not say in which direction a domain moves."
@@ -120,6 +119,8 @@ class Readings:
     ) -> Forecast:
         """Scores of every target for every source, see `sae.forecast`."""
         power = checked(kind, power, reduce)
+        if shifts is not None and not shifts:
+            raise _no_source("shifts={}")
         sources = list(shifts) if shifts is not None else _with_demonstrations(self.effects)
         found = {
             name: _as_shift(shifts[name], name, self)
@@ -134,11 +135,11 @@ class Readings:
         what = KINDS[kind]
         means = torch.stack([e.mean(what, power) for e in self.effects.values()]).double().numpy()
         alive = self.alive()
-        chosen = (dims, kind, power, reduce)
-        mean, low, high = _scores(self.effects, *chosen)
+        mean, low, high = _scores(self.effects, dims, kind, power, reduce)
         others = {
-            LOWEST: {name: shift.lowest(alive) for name, shift in found.items()},
-            ACTIVE: {name: self.most_active(name, len(dims[name])) for name in sources},
+            LOWEST: [shift.lowest(alive) for shift in found.values()],
+            ACTIVE: [self.most_active(name, len(dims[name])) for name in sources],
+            ALL: [alive] * len(sources),
         }
         random = np.stack(
             [_random(means, len(dims[s]), alive, reduce, draws, seed, s) for s in sources], 1
@@ -151,11 +152,11 @@ class Readings:
             low,
             high,
             random,
-            {name: _scores(self.effects, d, *chosen[1:])[0] for name, d in others.items()},
+            {k: np.stack([_terms(means, d, reduce).sum(1) for d in v]) for k, v in others.items()},
             found,
             unit_of(kind, power, reduce),
             provenance={**self.provenance, **about},
-            terms={s: means[:, list(d)] / _divisor(d, reduce) for s, d in dims.items()},
+            terms={s: _terms(means, d, reduce) for s, d in dims.items()},
         )
 
 
@@ -208,9 +209,12 @@ class Forecast:
 
         Pearson's r, its 95 % interval (Fisher), its permutation p-value, Spearman's; the 95 % band of r that
         random features give and the share of them that do as well (`random_p`); r of the controls: of the
-        least shifted features, and of those most active on the source, which need no demonstrations.
+        least shifted features, of those most active on the source, which need no demonstrations, and of all
+        features, which know nothing of the source: what they reach is how easily a target moves at all.
         Pooled, scores and changes are standardised within each source and permuted within it;
         `relabelled_p` permutes targets in all sources alike, which counts shared targets once.
+        `specific_r`, pooled only, is r without each source's and each target's mean of both sides: does
+        the score know which source moves which target? `specific_p` permutes targets too.
 
         Args:
             own: with pairs of a domain with itself.
@@ -219,25 +223,33 @@ class Forecast:
         Raises:
             WorkbenchError: nothing is measured yet.
         """
-        changes = self._changes(absolute)
-        scores, random = self._counted(self.scores, own), self._counted(self.random, own)
-        controls = {name: self._counted(v, own) for name, v in self.controls.items()}
-        rows = [([i], name) for i, name in enumerate(self.sources)]
-        rows += [(list(range(len(self.sources))), POOLED)] if len(self.sources) > 1 else []
-        columns: dict[str, list[Any]] = {}
-        for which, name in rows:
-            y = changes[which]
-            row = _correlated(scores[which], y, random[:, which])
-            row |= {f"r {k}": float(r_of_draws(v[which][None], y)[0]) for k, v in controls.items()}
-            shared = relabelled_p(scores[which], y) if len(which) > 1 else row["p"]
-            for key, value in {"source": name, **row, "relabelled_p": shared}.items():
-                columns.setdefault(key, []).append(value)
+        names = [*self.sources, POOLED] if len(self.sources) > 1 else self.sources
+        rows = [{"source": name, **self._row(name, own, absolute)} for name in names]
+        columns = {k: [row[k] for row in rows] for k in rows[0]}
         about = {**self.provenance, "own": own, "absolute": absolute}
         return TransferTable(columns, {"r": "Pearson"}, about)
 
     def frame(self) -> Any:
         """A row per source and target, as a pandas DataFrame."""
-        return self._table().frame()
+        import pandas as pd
+
+        ends = np.quantile(self.random, [0.025, 0.975], axis=0)
+        held = {k: getattr(self, k) for k in ("measured", "measured_low", "measured_high")}
+        none = np.full(self.scores.shape, np.nan)
+        values = {
+            "score": self.scores,
+            "low": self.low,
+            "high": self.high,
+            "random_low": ends[0],
+            "random_high": ends[1],
+            **self.controls,
+            **{k: none if v is None else v for k, v in held.items()},
+        }
+        columns = {
+            "source": [s for s in self.sources for _ in self.targets],
+            "target": [t for _ in self.sources for t in self.targets],
+        }
+        return pd.DataFrame(columns | {name: v.reshape(-1) for name, v in values.items()})
 
     def figure(self, source: str | None = None, *, own: bool = False) -> Figure:
         """Measured changes over scores, with the line of r, its interval, and the random band.
@@ -252,10 +264,8 @@ class Forecast:
         """
         if source is not None and source not in self.sources:
             raise unknown("Forecast.figure", "source", source, self.sources)
-        found: Any = self.report(own=own).frame().set_index("source").to_dict("index")
-        names = list(self.sources)
-        one = source or (POOLED if len(names) > 1 else names[0])
-        row = {k: _plain(v) for k, v in found[one].items()}
+        one = source or self._whole
+        row = {k: _plain(v) for k, v in self._row(one, own).items()}
         return Figure(
             self._points(one, own),
             {"kind": "transfer", "source": one, "unit": self.unit, **row},
@@ -335,28 +345,29 @@ class Forecast:
         """
         return cls(**files.load(path))
 
-    def _table(self) -> TransferTable:
-        n, m = self.scores.shape
-        ends = np.quantile(self.random, [0.025, 0.975], axis=0)
-        none = np.full((n, m), np.nan)
-        values = {
-            "score": self.scores,
-            "low": self.low,
-            "high": self.high,
-            "random_low": ends[0],
-            "random_high": ends[1],
-            **self.controls,
-            "measured": none if self.measured is None else self.measured,
-            "measured_low": none if self.measured_low is None else self.measured_low,
-            "measured_high": none if self.measured_high is None else self.measured_high,
+    @property
+    def _whole(self) -> str:
+        """The report's last row."""
+        return (*self.sources, POOLED)[-1 if len(self.sources) > 1 else 0]
+
+    def _row(self, name: str, own: bool = False, absolute: bool = True) -> dict[str, Any]:
+        """The numbers of one row of the report."""
+        which = range(len(self.sources)) if name == POOLED else [self.sources.index(name)]
+
+        def counted(values: np.ndarray) -> np.ndarray:
+            return self._counted(values, own)[..., list(which), :]
+
+        x, y = counted(self.scores), counted(self._changes(absolute))
+        controls: dict[str, Any] = {
+            k: r_of_draws(counted(v)[None], y) for k, v in self.controls.items()
         }
-        columns: dict[str, Sequence[Any]] = {
-            "source": [s for s in self.sources for _ in self.targets],
-            "target": [t for _ in self.sources for t in self.targets],
-        }
-        columns |= {name: v.reshape(-1).tolist() for name, v in values.items()}
-        units = {"score": self.unit, "measured": CHANGE}
-        return TransferTable(columns, units, self.provenance)
+        row = _correlated(x, y, counted(self.random))
+        row |= {f"r {k}": float(v[0]) for k, v in controls.items()}
+        row |= {"relabelled_p": row["p"], "specific_r": np.nan, "specific_p": np.nan}
+        if len(which) > 1:
+            row["relabelled_p"] = relabelled_p(x, y)
+            row["specific_r"], row["specific_p"] = specific(x, y)
+        return row
 
     def _points(self, source: str, own: bool) -> TransferTable:
         """The pairs that a figure shows, with the sizes of changes; an interval around 0 starts at 0."""
@@ -391,7 +402,7 @@ class Forecast:
     def __repr__(self) -> str:
         held = "not held against anything yet"
         if self.measured is not None:
-            row = self.report().frame().iloc[-1]
+            row = self._row(self._whole)
             held = (
                 f"r = {row['r']:.2f} [{row['low']:.2f}, {row['high']:.2f}], p = {row['p']:.2g}, "
                 f"random {row['random_low']:.2f} to {row['random_high']:.2f}, n = {row['n']}"
@@ -402,12 +413,8 @@ class Forecast:
         )
 
 
-class TransferTable(Table):
-    """A Table of a forecast, shown as its rows."""
-
-    @property
-    def _shown(self) -> Any:  # what a Figure calls its numbers
-        return self.frame()
+class TransferTable(RowsTable):
+    """Rows of a forecast with the notes that go with them."""
 
     def __repr__(self) -> str:
         notes = "\n".join(self.provenance.get("notes", ()))
@@ -523,14 +530,18 @@ def forecast(
 def _with_demonstrations(effects: Mapping[str, Effects]) -> list[str]:
     found = [name for name, one in effects.items() if one.moved is not None]
     if not found:
-        raise WorkbenchError(
-            "sae.forecast",
-            "no domain has demonstrations, so none is a source",
-            expected="Domain(queries, demonstrations), or shifts={source: ...}",
-            got="queries only",
-            do="give at least one of them demonstrations",
-        )
+        raise _no_source("queries only")
     return found
+
+
+def _no_source(got: str) -> WorkbenchError:
+    return WorkbenchError(
+        "sae.forecast",
+        "no domain has demonstrations, so none is a source",
+        expected="Domain(queries, demonstrations), or shifts={source: ...}",
+        got=got,
+        do="give at least one of them demonstrations",
+    )
 
 
 def _as_shift(given: Shift | Sequence[int], source: str, readings: Readings) -> Shift:
@@ -553,23 +564,16 @@ def _scores(
     """Means over prompts and both ends of their intervals, `[source, target]` each."""
     columns = []
     for found in effects.values():
-        each = [scored_values(found, d, kind, power, reduce) for d in dims.values()]
-        values, weights = np.stack(each, 1), found.weights.double().numpy()
-        _, low, high, _ = mean_intervals(values)
-        columns.append((np.average(values, axis=0, weights=weights), low, high))
+        stat = found.stat(KINDS[kind])[power]
+        each = [found.shares(scores_of(stat, d, reduce)) for d in dims.values()]
+        columns.append(mean_intervals(np.stack(each, 1))[:3])
     mean, low, high = (np.stack(side, 1) for side in zip(*columns, strict=True))
     return mean, low, high
 
 
-def scored_values(
-    found: Effects, dims: Sequence[int], kind: str, power: int, reduce: str
-) -> np.ndarray:
-    """A domain's score per prompt."""
-    return scored(found, dims, kind, power, reduce).values
-
-
-def _divisor(dims: Sequence[int], reduce: str) -> int:
-    return len(dims) if reduce == "mean" else 1
+def _terms(means: np.ndarray, dims: Sequence[int] | np.ndarray, reduce: str) -> np.ndarray:
+    """What each feature adds to the score of each target, `[target, N]`."""
+    return means[:, list(dims)] / (len(dims) if reduce == "mean" else 1)
 
 
 def _random(
@@ -583,16 +587,13 @@ def _random(
 ) -> np.ndarray:
     """Scores `[draw, target]` of random features; the draws of a source do not hang on its place."""
     rng = np.random.default_rng([seed, crc32(source.encode())])
-    size = min(size, len(alive))
-    found = []
-    for _ in range(draws):
-        chosen = rng.choice(np.asarray(alive), size, replace=False)
-        found.append(means[:, chosen].sum(1))
-    return np.array(found) / (size if reduce == "mean" else 1)
+    pool, size = np.asarray(alive), min(size, len(alive))
+    drawn = (rng.choice(pool, size, replace=False) for _ in range(draws))
+    return np.array([_terms(means, chosen, reduce).sum(1) for chosen in drawn])
 
 
 def _correlated(x: np.ndarray, y: np.ndarray, random: np.ndarray) -> dict[str, Any]:
-    """The numbers of one row of the report."""
+    """r with its interval and tests, and r of random features."""
     found = correlate_within(x, y)
     by_chance = r_of_draws(random, y)
     by_chance = by_chance[np.isfinite(by_chance)]
@@ -652,12 +653,22 @@ def _by_name(measured: Any) -> dict[str, Mapping[str, Mapping[str, float]]]:
     """`{source: {target: number}}` of the change and both ends of its interval."""
     if isinstance(measured, Mapping):
         return {"measured": measured, "measured_low": {}, "measured_high": {}}
+    if not all(hasattr(measured, name) for name in ("sources", "targets", "change")):
+        raise WorkbenchError(
+            "Forecast.against",
+            "gets something that holds no changes",
+            expected="a record with sources, targets and change; {source: {target: change}}; an array",
+            got=type(measured).__name__,
+            do="pass what sae.fine_tune_domains gives",
+        )
     sides = {"measured": "change", "measured_low": "low", "measured_high": "high"}
     return {
         ours: {
             source: dict(zip(measured.targets, map(float, row), strict=True))
             for source, row in zip(measured.sources, getattr(measured, theirs), strict=True)
         }
+        if hasattr(measured, theirs)
+        else {}
         for ours, theirs in sides.items()
     }
 
@@ -670,9 +681,15 @@ def _caption(source: str, row: Mapping[str, Any]) -> str:
     return (
         f"Size of the measured change over the forecast, {of}. r = {row['r']:.2f} "
         f"[{row['low']:.2f}, {row['high']:.2f}], {exact} permutation p = {row['p']:.2g}, Spearman "
-        f"{row['spearman']:.2f}, n = {row['n']}. Grey: r of random features, "
+        f"{row['spearman']:.2f}, n = {row['n']}.{_which(row)} Grey: r of random features, "
         f"{row['random_low']:.2f} to {row['random_high']:.2f}."
     )
+
+
+def _which(row: Mapping[str, Any]) -> str:
+    """The specific r in words, where there is one."""
+    r, p = row["specific_r"], row["specific_p"]
+    return f" Which source moves which target: r = {r:.2f}, p = {p:.2g}." if r == r else ""
 
 
 def _plain(value: Any) -> Any:

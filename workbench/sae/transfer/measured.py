@@ -24,12 +24,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from workbench.comparison.stats import mean_intervals, paired_difference
+from workbench.comparison.table import Figure, Table
 from workbench.errors import FileRefused, unknown
 from workbench.files import refuse_pickle, write_atomically
 
 FORMAT = "workbench.measured"
 VERSION = 1
+UNIT = "fraction of prompts right"
 Kind = Literal["source", "twin", "shuffled", "mixed"]
+
+
+class RowsTable(Table):
+    """A Table that a figure reads as it is."""
+
+    @property
+    def _shown(self) -> Any:  # what a Figure calls its numbers
+        return self.frame()
 
 
 @dataclass(frozen=True)
@@ -144,26 +154,43 @@ class Measured:
         """A DataFrame with a row per run and target: change, its interval over prompts, and n."""
         import pandas as pd
 
-        rows = []
-        for run in self.runs:
-            change = self._means(run.right) - self.base
-            low, high = self._intervals([run])
+        rows, base, (low, high) = [], self.base, self._intervals(self.runs)
+        for r, run in enumerate(self.runs):
+            change = self._means(run.right) - base
             rows += [
                 {
                     "run": run.name,
                     "kind": run.kind,
                     "source": run.source,
                     "target": target,
-                    "before": self.base[t],
-                    "after": self.base[t] + change[t],
+                    "before": base[t],
+                    "after": base[t] + change[t],
                     "change": change[t],
-                    "low": low[0, t],
-                    "high": high[0, t],
+                    "low": low[r, t],
+                    "high": high[r, t],
                     "n": self.owners.count(t),
                 }
                 for t, target in enumerate(self.targets)
             ]
         return pd.DataFrame(rows)
+
+    def figure(self) -> Figure:
+        """The change of every target after training on every source, as colours."""
+        frame = self.frame()
+        frame = frame[frame["kind"] == "source"].rename(columns={"change": "mean"})
+        spread = self.twin_spread()
+        luck = f" Seeds alone: {spread:.1%}." if spread == spread else ""
+        caption = (
+            f"Change of accuracy after training, {len(self.sources)} sources by {len(self.targets)} "
+            f"targets; hover for the 95 % interval over held-out prompts.{luck}"
+        )
+        axes = [
+            {"name": name, "labels": list(labels), "shown": ()}
+            for name, labels in (("trained on", self.sources), ("tested on", self.targets))
+        ]
+        spec = {"kind": "heat", "measure": "change", "unit": UNIT, "axes": axes}
+        columns = {k: frame[k].tolist() for k in frame} | {"measure": ["change"] * len(frame)}
+        return Figure(RowsTable(columns, {"mean": UNIT}, self.provenance), spec, caption)
 
     def save(self, path: str | Path) -> Path:
         """Write everything but the models as one JSON file; `Measured.load` gives it back."""

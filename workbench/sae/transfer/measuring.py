@@ -3,7 +3,7 @@
     measured = sae.fine_tune_domains(model, domains, held_out=others, twins=True, path="transfer")
     measured.change, measured.twin_spread()
 
-Every training begins at the same model. All targets are tested together, greedily, in large batches.
+Every training begins at the same model. All targets are tested together, in large batches.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from workbench import tasks
+from workbench.decoding import Decoder, Greedy
 from workbench.errors import WorkbenchError, unknown
 from workbench.files import write_atomically
 from workbench.model.load import load
@@ -50,6 +51,7 @@ def fine_tune_domains(
     shuffled: bool | Sequence[str] = False,
     mixed: bool = False,
     check: Check | None = None,
+    decoder: Decoder | None = None,
     max_new_tokens: int = 96,
     batch_size: int | None = 256,
     path: str | Path | None = None,
@@ -57,7 +59,7 @@ def fine_tune_domains(
     told: Told | None = None,
     progress: bool = True,
 ) -> Measured:
-    """Train a copy of the model on each domain and test it, greedily, on all of them.
+    """Train a copy of the model on each domain and test it on all of them.
 
     Args:
         domains: prompts to train on, by domain: the sources. One that is held out as well is not
@@ -69,7 +71,10 @@ def fine_tune_domains(
         twins: for these sources (True: all), the same training under another seed.
         shuffled: for these sources, one on completions or rewards of other prompts, see `Trainer`.
         mixed: train once on all domains together, for as many steps.
-        check: judges a completion; the checker of each prompt's task by default.
+        check: judges a completion, in training by reward as in the tests; the checker of each prompt's
+            task by default.
+        decoder: of the tests, greedy by default. One that samples draws alike before and after; what
+            training by reward gains may show in samples alone.
         max_new_tokens, batch_size: of the tests.
         path: folder that keeps each training once it is finished: a call cut off goes on from there.
         keep_models: hand the trained models back in `.models`, and keep them in `path`, each a folder
@@ -87,12 +92,12 @@ def fine_tune_domains(
     asked = [p for many in test.values() for p in many]
     _judged(asked, check)
     plan = [*_plan(list(train), seed, twins, shuffled, mixed)]
-    about = _about(model, trainer, train, test, steps, max_new_tokens)
+    decoder = decoder or Greedy()
+    about = _about(model, trainer, train, test, steps, check)
+    about |= {"max_new_tokens": max_new_tokens, "decoder": repr(decoder)}
     folder = _Folder(Path(path), about) if path is not None else None
-    work = _Work(
-        model, trainer, train, asked, steps, check or tasks.check, folder, keep_models, told
-    )
-    work.reading = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    reading = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "decoder": decoder}
+    work = _Work(model, trainer, train, asked, steps, check, folder, keep_models, told, reading)
     before, runs, models = work.before(), [], {}
     with tqdm(plan, desc="fine-tuning", unit="run", disable=not progress) as bar:
         for k, run in enumerate(bar):
@@ -113,11 +118,11 @@ class _Work:
     train: dict[str, list[Prompt]]
     asked: list[Prompt]
     steps: int
-    check: Check
+    check: Check | None
     folder: _Folder | None
     keep_models: bool
     told: Told | None
-    reading: dict[str, Any] | None = None
+    reading: dict[str, Any]
 
     def before(self) -> tuple[float, ...]:
         """What the untrained model earns."""
@@ -134,7 +139,7 @@ class _Work:
         if self.folder:
             kept = self.folder.finished(run, self.keep_models)
             if kept is not None:
-                return kept, self.folder.model(run) if self.keep_models else None
+                return kept, self.folder.model(run, self.model) if self.keep_models else None
         began, whole = time.monotonic(), n * (self.steps + 1)
 
         def said(step: Step) -> None:
@@ -142,9 +147,10 @@ class _Work:
                 self.told(k * (self.steps + 1) + step.i + 1, whole, run.name)
 
         prompts = self.train[run.source] if run.source else sum(self.train.values(), [])
-        options = {"seed": run.seed, "on_step": said, "shuffle_rewards": run.kind == "shuffled"}
+        options = {"seed": run.seed, "on_step": said, "check": self.check}
+        options["shuffle_rewards"] = run.kind == "shuffled"
         arm = self.trainer.train(self.model, prompts, self.steps, **options)
-        tuned = replace(arm.model, name=f"{self.model.name} ({run.name})")
+        tuned = replace(arm.model, name=_named(self.model, run))
         curve = tuple(float(np.mean(step.rewards)) for step in arm.curve)
         right = self._test(tuned)
         done = replace(run, right=right, curve=curve, seconds=time.monotonic() - began)
@@ -155,8 +161,18 @@ class _Work:
         return done, tuned
 
     def _test(self, model: Any) -> tuple[float, ...]:
-        texts = model.generate(self.asked, **(self.reading or {}))
-        return tuple(float(self.check(text.prompt, text.text)) for text in texts)
+        check = self.check or tasks.check
+        texts = model.generate(self.asked, **self.reading)
+        found = tuple(float(check(text.prompt, text.text)) for text in texts)
+        if not np.isfinite(found).all():
+            raise WorkbenchError(
+                "fine_tune_domains(check=)",
+                "gives something that is no number",
+                expected="a finite number for every completion",
+                got=repr(next(t.text[:40] for t, x in zip(texts, found, strict=True) if x - x)),
+                do="correct check",
+            )
+        return found
 
 
 class _Folder:
@@ -166,15 +182,18 @@ class _Folder:
         self.path = path
         kept = self._read("call.json")
         if kept is not None and kept != about:
-            other = [key for key in about if about[key] != kept.get(key)]
-            raise WorkbenchError(
-                f"fine_tune_domains(path={str(path)!r})",
-                "the folder holds the trainings of another call",
-                expected=f"the same {', '.join(other)}",
-                got={key: kept.get(key) for key in other},
-                do="give another folder, or the arguments of that call",
-            )
+            other = [key for key in {**about, **kept} if about.get(key) != kept.get(key)]
+            raise self._other(", ".join(other), {key: kept.get(key) for key in other})
         self._write("call.json", about)
+
+    def _other(self, what: str, got: object) -> WorkbenchError:
+        return WorkbenchError(
+            f"fine_tune_domains(path={str(self.path)!r})",
+            "the folder holds the trainings of another call",
+            expected=f"the same {what}",
+            got=got,
+            do="give another folder, or the arguments of that call",
+        )
 
     def before(self) -> tuple[float, ...] | None:
         """What the untrained model earned."""
@@ -190,6 +209,8 @@ class _Folder:
         kept = self._read(f"{_file(run)}.json")
         if kept is None or (with_model and not (self._models / _file(run)).is_dir()):
             return None
+        if kept.get("seed") != run.seed:
+            raise self._other("seed", kept.get("seed"))
         return Run.of(kept)
 
     def keep(self, run: Run, model: Any) -> None:
@@ -204,10 +225,11 @@ class _Folder:
             fresh.rename(final)
         self._write(f"{_file(run)}.json", vars(run))
 
-    def model(self, run: Run) -> Any:
-        """The trained model."""
-        found = load(str(self._models / _file(run)), proof=False)
-        return replace(found, name=run.name)
+    def model(self, run: Run, start: Any) -> Any:
+        """The trained model, where the one is that training began at."""
+        where = {"device": str(start.device), "dtype": start.dtype}
+        found = load(str(self._models / _file(run)), proof=False, **where)
+        return replace(found, name=_named(start, run))
 
     @property
     def _models(self) -> Path:
@@ -243,6 +265,10 @@ def _quiet() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
+
+
+def _named(model: Any, run: Run) -> str:
+    return f"{model.name} ({run.name})"
 
 
 def _file(run: Run) -> str:
@@ -325,14 +351,16 @@ def _about(
     train: dict[str, list[Prompt]],
     test: dict[str, list[Prompt]],
     steps: int,
-    max_new_tokens: int,
+    check: Check | None,
 ) -> dict[str, Any]:
     """What decides the results of a run, in plain values."""
     return {
         "model": {**vars(model.fingerprint)},
         "trainer": repr(trainer),
         "steps": steps,
-        "max_new_tokens": max_new_tokens,
+        **(
+            {} if check is None else {"check": getattr(check, "__qualname__", type(check).__name__)}
+        ),
         "domains": {name: _digest(prompts) for name, prompts in train.items()},
         "held_out": {name: _digest(prompts) for name, prompts in test.items()},
     }

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,11 @@ class Effects:
         """Mean squared movement over queries."""
         return self.mean("moved", 2)
 
+    def shares(self, values: Float[Tensor, " prompt"]) -> np.ndarray:
+        """Values per query whose plain mean is their weighted one."""
+        weights = self.weights.double()
+        return (values.double() * weights / weights.mean()).numpy()
+
     def mean(self, what: str, power: int) -> Float[Tensor, " feature"]:
         """Mean over queries, weighted."""
         return weighted(self.stat(what)[power], self.weights)
@@ -148,7 +154,7 @@ def effects_of(
         WorkbenchError: a domain of one prompt; a dictionary that does not fit; NaN activations.
         PromptError: no room for the demonstrations, or a tokenizer that merges across the border.
     """
-    queries = as_prompts(domain.queries)
+    queries = domain.queries
     refuse_one(where, queries)
     layout = {
         "counted": setting.counted,
@@ -303,6 +309,8 @@ def matched(
 def _finished(
     base: _Totals, change: _Totals | None, null: _Totals | None, setting: Setting
 ) -> Effects:
+    if setting.align != "row":
+        _refuse_empty(base.counts)
     active = {power: sums.mean(base.counts) for power, sums in base.active.items()}
     moved = _moved(change, setting) if change else None
     weights = base.counts.float() if setting.align == "row" else torch.ones(len(base.counts))
@@ -311,6 +319,18 @@ def _finished(
         share = null.counts.float() if setting.align == "row" else weights
         nothing = weighted(_moved(null, setting)[2], share)
     return Effects(active, moved, nothing, base.counts, weights)
+
+
+def _refuse_empty(counts: Int[Tensor, " prompt"]) -> None:
+    empty = (counts == 0).nonzero()[:, 0].tolist()
+    if empty:
+        raise WorkbenchError(
+            "sae transfer",
+            "some queries have no token that counts",
+            expected="at least one token of each query, special ones aside",
+            got=f"none of query {empty[0]}" + (f" and {len(empty) - 1} more" if empty[1:] else ""),
+            do="leave those out, or count other tokens",
+        )
 
 
 def _moved(totals: _Totals, setting: Setting) -> Stat:

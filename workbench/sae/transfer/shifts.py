@@ -33,9 +33,8 @@ from torch import Tensor
 from workbench import sites
 from workbench.comparison.stats import mean_interval
 from workbench.errors import WorkbenchError, unknown
-from workbench.model.tokens import as_prompts
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.transfer.demonstrations import Domain, as_demonstrations
+from workbench.sae.transfer.demonstrations import Domain
 from workbench.sae.transfer.paired import Effects, Setting, between, effects_of, scores_of
 from workbench.shapes import Codes, Float, Rows
 
@@ -344,11 +343,12 @@ def sts(
 def scored(found: Effects, dims: Sequence[int], kind: str, power: int, reduce: str) -> Scores:
     """A domain's score on some features."""
     what = KINDS[kind]
-    values = scores_of(found.stat(what)[power], dims, reduce).double().numpy()
-    interval = mean_interval(values)
-    mean = float(np.average(values, weights=found.weights.numpy()))
+    values = scores_of(found.stat(what)[power], dims, reduce)
+    each = mean_interval(found.shares(values))
     unit = unit_of(kind, power, reduce)
-    return Scores(values, mean, interval.low, interval.high, kind, power, reduce, unit)
+    return Scores(
+        values.double().numpy(), each.mean, each.low, each.high, kind, power, reduce, unit
+    )
 
 
 def unit_of(kind: str, power: int, reduce: str) -> str:
@@ -403,7 +403,8 @@ def checked_dims(shift: Shift | Sequence[int], n_features: int, name: str) -> tu
 
 
 def _dims(shift: Shift | Sequence[int]) -> tuple[int, ...]:
-    return shift.dims if isinstance(shift, Shift) else tuple(map(int, shift))
+    """Each once."""
+    return shift.dims if isinstance(shift, Shift) else tuple(dict.fromkeys(map(int, shift)))
 
 
 def _clipped(n: int | None, width: int) -> int:
@@ -429,8 +430,10 @@ def _clipped(n: int | None, width: int) -> int:
 
 def warn_of_leaks(name: str, domain: Domain) -> None:
     """Warn where a query is its own demonstration: the model then only has to copy."""
-    shown = [(p.text, p.messages) for p in as_demonstrations(domain.demonstrations or ())]
-    asked = [(p.text, p.messages) for p in as_prompts(domain.queries)]
+    shown, asked = (
+        [(p.text, p.messages) for p in some]
+        for some in (domain.demonstrations or (), domain.queries)
+    )
     n = sum(one in shown for one in asked)
     if n:
         warnings.warn(
@@ -461,6 +464,11 @@ class Coordinates(Dictionary):
     @property
     def d(self) -> int:
         """Width of the activation."""
+        return self.width
+
+    @property
+    def d_out(self) -> int:
+        """The same."""
         return self.width
 
     @property
