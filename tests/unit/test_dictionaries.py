@@ -239,6 +239,13 @@ def test_saving_twice_replaces(tmp_path: Path) -> None:
     assert sae.load(tmp_path / "one").architecture == "gated"
 
 
+def test_saving_is_ours_where_nnsight_gives_every_object_a_save(tmp_path: Path) -> None:
+    import nnsight
+
+    assert nnsight.__version__ and hasattr(5, "save")
+    assert (sae.save(made(), tmp_path / "one") / store.CONFIG).is_file()
+
+
 def test_saving_refuses_other_peoples_folders(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileRefused, match="holds something else.*notes.txt"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.figures.paper import BASE, COLOURS, INK, dressed
 
-MANY = 5000
+MANY = 1000
 """How many points are drawn; those that changed most come first."""
 
 
@@ -29,7 +29,7 @@ def draw(frame: Any, spec: Mapping[str, Any], caption: str) -> Any:
         ("beyond noise", COLOURS[0], rows[beyond]),
     ):
         plot.add_trace(
-            go.Scattergl(
+            go.Scatter(
                 x=part[names[0]].round(6).tolist(),
                 y=part[names[1]].round(6).tolist(),
                 mode="markers",

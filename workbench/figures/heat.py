@@ -37,7 +37,8 @@ def draw(frame: Any, spec: Mapping[str, Any], caption: str) -> Any:
     for i in range(panels):
         plot.add_trace(_heat({k: v[i] for k, v in cells.items()}, axes, spec), 1, i + 1)
     down = cells["mean"].shape[1]
-    plot.update_xaxes(title=axes[-1]["name"], tickangle=-60 if axes[-1]["shown"] else 0)
+    slanted = axes[-1]["shown"] or max(len(str(label)) for label in axes[-1]["labels"]) > 3
+    plot.update_xaxes(title=axes[-1]["name"], tickangle=-60 if slanted else 0)
     plot.update_yaxes(type="category")
     if len(axes) > 1:
         plot.update_yaxes(title=axes[-2]["name"], col=1)

@@ -17,7 +17,6 @@ from typing import Any
 _HOMES = {
     "Dictionary": "workbench.sae.dictionary",
     "load": "workbench.sae.store",
-    "save": "workbench.sae.store",
     "shipped": "workbench.sae.store",
     "train": "workbench.sae.training",
     "stream": "workbench.sae.reading",
@@ -47,7 +46,15 @@ _HOMES = {
     "evaluate": "workbench.sae.quality",
 }
 
-__all__ = [*_HOMES]
+__all__ = [*_HOMES, "save"]
+
+
+def save(dictionary: Any, folder: Any, *, half: bool = False) -> Any:
+    """Write a dictionary in SAELens' format, see `workbench.sae.store.save`."""
+    # a name of the module's own, not one found late: nnsight, once imported, gives every object a `save`
+    from workbench.sae import store
+
+    return store.save(dictionary, folder, half=half)
 
 
 def __getattr__(name: str) -> Any:
