@@ -18,8 +18,9 @@ from workbench import sae
 from workbench.comparison.correlation import r_of_draws, relabelled_p, specific
 from workbench.errors import FileRefused, UnknownName, WorkbenchError
 from workbench.records import Prompt
-from workbench.sae.transfer.forecasts import ACTIVE, ALL, LOWEST, POOLED, Forecast, Readings
+from workbench.sae.transfer.forecasts import ACTIVE, ALL, LOWEST, POOLED, Forecast
 from workbench.sae.transfer.paired import Effects, Setting
+from workbench.sae.transfer.readings import Readings
 from workbench.sae.transfer.shifts import Shift
 
 NAMES = ("one", "two", "three", "four", "five", "six")
