@@ -11,7 +11,7 @@ keyword when it is fitted through `workbench.steering.fit`:
     encode       `encode(text)`, token ids without special tokens
     parameters   the model's parameters by name, to read, never to write
     gradient     `gradient(groups, loss, site)`, the mean gradient of a loss on completions by parameter
-    dictionary   a sparse autoencoder: `encode(rows)`, `weights(feature)`, see `sae_feature`
+    dictionary   a sparse autoencoder: `encode(rows)`, `encoder_row(feature)`, see `sae_feature`
 """
 
 from __future__ import annotations
