@@ -56,12 +56,10 @@ def random_rotation_of(vectors: Float[Tensor, "n d"], seed: int) -> Float[Tensor
     return rows @ basis.mT @ target
 
 
-def kl_divergence(
-    log_p: Float[Tensor, "pos vocab"], log_q: Float[Tensor, "pos vocab"]
-) -> Float[Tensor, " pos"]:
-    """KL(p || q) in nats at each position, from log-probabilities; p = 0 contributes 0."""
-    terms = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
-    return terms.sum(-1)
+def kl_divergence(log_p: Float[Tensor, "*p vocab"], log_q: Float[Tensor, "*q vocab"]) -> Tensor:
+    """KL(p || q) in nats at each position, from log-probabilities that broadcast; p = 0 contributes 0."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
 
 def logistic(

@@ -22,7 +22,7 @@ from tests.benchmarks import measure, models
 from tests.benchmarks.measure import Figure
 from workbench import sae, tasks
 from workbench.sae import reading
-from workbench.sae.transfer.shifts import Coordinates
+from workbench.sae.transfer.raw import Coordinates
 
 LIMIT = 3.0
 SITE = "L3.resid_post"

@@ -23,7 +23,8 @@ from workbench.sae.reading import Part
 from workbench.sae.transfer import paired
 from workbench.sae.transfer import shifts as transfer
 from workbench.sae.transfer.paired import Setting
-from workbench.sae.transfer.shifts import Coordinates, Shift, overlap
+from workbench.sae.transfer.raw import Coordinates
+from workbench.sae.transfer.shifts import Shift, overlap
 
 SITE = "L1.resid_post"
 QUERIES = ["add 12 34?\n", "sub 9 4?\n", "mul 3 3?\n", "max 1 7?\n"]

@@ -21,7 +21,8 @@ from workbench.sae.dashboards.corpus import Corpus
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.library import sae_lens
 from workbench.sae.transfer.forecasts import Forecast
-from workbench.sae.transfer.shifts import Shift, coordinates
+from workbench.sae.transfer.raw import coordinates
+from workbench.sae.transfer.shifts import Shift
 from workbench_widgets import TransferMap
 from workbench_widgets.frames import unpack
 from workbench_widgets.transfer_map import reading

@@ -6,7 +6,7 @@ from typing import Any
 
 from workbench.sae.dashboards.board import Dashboard
 from workbench.sae.dictionary import Dictionary
-from workbench.sae.transfer.shifts import Coordinates
+from workbench.sae.transfer.raw import Coordinates
 from workbench.tensors import Intervention
 from workbench_widgets.feature_browser.about import examples_of
 from workbench_widgets.feature_browser.steering import edit_of, modes_of

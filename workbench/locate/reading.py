@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from workbench.errors import unknown
+from workbench.linalg import kl_divergence
 from workbench.locate.base import Axis, Cases, layer_axis, pos_axis
 from workbench.shapes import Float, Int, Mask, Tensor
 from workbench.tensors import Tokens
@@ -117,7 +118,7 @@ def divergence_from(
     parts = []
     for rows in head.chunks(read.rows.shape[1]):
         own = head.unembed(read.rows[-1, rows]).float().log_softmax(-1)
-        parts.append(divergence(own, logp.to(own.device)))
+        parts.append(kl_divergence(own, logp.to(own.device)))
     return torch.cat(parts)[:, None].expand(-1, len(read.rows))
 
 
@@ -141,15 +142,9 @@ def _said(z: Tensor, own: Tensor, plus: Tensor, minus: Tensor | None) -> dict[st
         first: value,
         "probability": logp.gather(-1, plus[:, None])[:, 0].exp(),
         "rank": (z > target).sum(-1).float() + 1,
-        "kl": divergence(own, logp),
+        "kl": kl_divergence(own, logp),
         "entropy": torch.special.entr(logp.exp()).sum(-1),
     }
-
-
-def divergence(own: Float[Tensor, "*own vocab"], logp: Float[Tensor, "*row vocab"]) -> Tensor:
-    """KL(own || other) in nats from log-probabilities; a token the model rules out has no weight."""
-    p = own.exp()
-    return torch.where(p > 0, p * (own - logp), 0.0).sum(-1)
 
 
 def target_of(cases: Cases) -> str:

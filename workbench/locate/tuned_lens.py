@@ -27,10 +27,10 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
+from workbench.linalg import kl_divergence
 from workbench.locate.base import Cases, Localiser, Need, Scores
 from workbench.locate.reading import (
     UNITS,
-    divergence,
     divergence_from,
     lens_axes,
     mean_prediction,
@@ -237,7 +237,7 @@ def _gradients(leaves: list[Tensor], rows: Float[Tensor, "layer row d"], head: A
         with torch.enable_grad():
             seen = _mapped(rows[:-1][part].float(), maps[0], maps[1][:, None])
             logp = head.unembed(seen, grad=True).float().log_softmax(-1)
-            loss = divergence(own, logp).mean(-1).sum()
+            loss = kl_divergence(own, logp).mean(-1).sum()
         for slope, found in zip(slopes, torch.autograd.grad(loss, maps), strict=True):
             slope[part] = found
         total += float(loss.detach())

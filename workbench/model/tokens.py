@@ -10,7 +10,14 @@ import torch
 from workbench.errors import PromptError
 from workbench.prompts import chat
 from workbench.records import Prompt
+from workbench.shapes import Bool, Int, Tensor
 from workbench.tensors import Tokens
+
+
+def is_special(tokenizer: Any, ids: Int[Tensor, "*tokens"]) -> Bool[Tensor, "*tokens"]:
+    """Which tokens are none of the text's own, such as the first one of a text."""
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=ids.dtype)
+    return torch.isin(ids, special.to(ids.device))
 
 
 def as_prompts(prompts: Any) -> list[Prompt]:

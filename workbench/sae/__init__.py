@@ -31,7 +31,7 @@ _HOMES = {
     "shift_dims": "workbench.sae.transfer.shifts",
     "actual_shift": "workbench.sae.transfer.shifts",
     "sts": "workbench.sae.transfer.shifts",
-    "coordinates": "workbench.sae.transfer.shifts",
+    "coordinates": "workbench.sae.transfer.raw",
     "Forecast": "workbench.sae.transfer.forecasts",
     "Readings": "workbench.sae.transfer.readings",
     "read_domains": "workbench.sae.transfer.readings",

@@ -12,7 +12,7 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.locate.base import Cases, Patch
 from workbench.model.positions import Frame
-from workbench.model.tokens import encode
+from workbench.model.tokens import encode, is_special
 from workbench.patching.cases import cases_of
 from workbench.patching.gradients import Gradients, some
 from workbench.patching.head import Head
@@ -219,8 +219,7 @@ class Asked:
         mask = frame.mask(self.scope)
         cover = tokens.mask if mask is None else tokens.mask & mask.to(tokens.mask.device)
         if not self.special:
-            left_out = torch.tensor(sorted(set(tokenizer.all_special_ids)), device=cover.device)
-            cover = cover & ~torch.isin(tokens.ids, left_out)
+            cover = cover & ~is_special(tokenizer, tokens.ids)
         return cover
 
     def _some_cover(self, covers: Sequence[Tensor]) -> None:

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.model.model import free_bytes
-from workbench.model.tokens import as_prompts
+from workbench.model.tokens import as_prompts, is_special
 from workbench.records import Prompt
 from workbench.shapes import Float, Int, Logits, Mask, Rows, Tensor
 from workbench.tensors import Intervention, Tokens
@@ -92,10 +90,7 @@ def _batches(lengths: list[int], budget: int) -> list[tuple[int, int]]:
 
 def kept(model: Any, tokens: Tokens, special: bool) -> Mask:
     """Which positions count: no padding, and no special tokens unless `special`."""
-    if special:
-        return tokens.mask
-    left_out = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), device=tokens.ids.device)
-    return tokens.mask & ~torch.isin(tokens.ids, left_out)
+    return tokens.mask if special else tokens.mask & ~is_special(model.tokenizer, tokens.ids)
 
 
 def rows_at(values: Tensor, keep: Mask) -> Rows:
@@ -122,12 +117,6 @@ def losses(logits: Logits, tokens: Tokens) -> Float[Tensor, "batch next"]:
     said = logits[:, :-1].float()
     right = said.gather(-1, tokens.ids[:, 1:, None].to(said.device))[..., 0]
     return said.logsumexp(-1) - right
-
-
-def divergence(base: Logits, other: Logits) -> Float[Tensor, "batch pos"]:
-    """KL(base || other) of each position's next token, in nats."""
-    p, q = base.float().log_softmax(-1), other.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
 
 
 def per_prompt(values: Tensor, owners: Int[Tensor, " row"], n: int) -> Tensor:

@@ -35,6 +35,7 @@ from workbench.comparison.provenance import versions
 from workbench.comparison.stats import Interval
 from workbench.comparison.table import Figure, Table
 from workbench.errors import WorkbenchError, unknown
+from workbench.linalg import kl_divergence
 from workbench.probing.measures import Bootstrap
 from workbench.sae.controls import ROWS, RandomDictionary, random_like
 from workbench.sae.dictionary import CODE_BYTES, Dictionary
@@ -42,7 +43,6 @@ from workbench.sae.fitting import check_fits
 from workbench.sae.putting import (
     Batches,
     batches_of,
-    divergence,
     filled,
     kept,
     losses,
@@ -391,7 +391,8 @@ class _Batch:
     def _run(self, by: str, values: Tensor) -> None:
         logits = put(self.model, self.tokens, self.dictionary.target, values)
         self._losses(by, logits)
-        kl = divergence(self.trace.logits, logits)[self.keep]
+        base, other = (one.float().log_softmax(-1) for one in (self.trace.logits, logits))
+        kl = kl_divergence(base, other)[self.keep]
         self.sums.add(by, "kl", self.start, kl, self.owners)
 
     def _losses(self, by: str, logits: Tensor, count: np.ndarray | None = None) -> None:

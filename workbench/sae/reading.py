@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.errors import PromptError
-from workbench.model.tokens import as_prompts
+from workbench.model.tokens import as_prompts, is_special
 from workbench.records import Prompt
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.fitting import check_fits
@@ -158,10 +158,7 @@ def tokenised(
         model.tokens(prompt, completions=[tails[i]] if tails else None).ids[0].cpu()
         for i, prompt in enumerate(many)
     ]
-    left_out = torch.tensor(
-        [] if special else sorted(set(model.tokenizer.all_special_ids)), dtype=torch.long
-    )
-    kept = [~torch.isin(one, left_out) for one in ids]
+    kept = [~is_special(model.tokenizer, one) | special for one in ids]
     if last is not None:
         ends = [torch.arange(len(one), 0, -1) <= n for one, n in zip(ids, last, strict=True)]
         kept = [one & end for one, end in zip(kept, ends, strict=True)]

@@ -22,7 +22,7 @@ Differs from the paper: `align="query_tokens"` compares every token with itself.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,13 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import sites
 from workbench.comparison.stats import mean_interval
 from workbench.errors import WorkbenchError, unknown
 from workbench.sae.dictionary import Dictionary
 from workbench.sae.transfer.demonstrations import Domain
 from workbench.sae.transfer.paired import Effects, Setting, between, effects_of, scores_of
-from workbench.shapes import Codes, Float, Rows
+from workbench.shapes import Float
 
 POWERS = {"act": 1, "icl": 2}
 """Of the paper's two scores."""
@@ -442,73 +441,3 @@ def warn_of_leaks(name: str, domain: Domain) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Coordinates(Dictionary):
-    """Coordinates of the activation itself in place of features: the control of every dictionary."""
-
-    width: int = 0
-    at: torch.device = torch.device("cpu")
-
-    @property
-    def architecture(self) -> str:
-        """It has none."""
-        return "coordinates"
-
-    @property
-    def n_features(self) -> int:
-        """As many as the activation has."""
-        return self.width
-
-    @property
-    def d(self) -> int:
-        """Width of the activation."""
-        return self.width
-
-    @property
-    def d_out(self) -> int:
-        """The same."""
-        return self.width
-
-    @property
-    def device(self) -> torch.device:
-        """The model's."""
-        return self.at
-
-    @property
-    def decoder(self) -> Float[Tensor, "feature out"]:
-        """Each coordinate writes itself."""
-        return torch.eye(self.width, device=self.at)
-
-    def __repr__(self) -> str:
-        return f"Coordinates({self.site}, width {self.width})"
-
-    def _encode(self, rows: Rows) -> Codes:
-        return rows.to(self.at).float()
-
-    def reconstruct(self, rows: Rows) -> Float[Tensor, "row out"]:
-        """The rows themselves."""
-        return self._checked(rows, "reconstruct")
-
-    def decode(self, codes: Codes) -> Float[Tensor, "row out"]:
-        """The codes themselves."""
-        return codes
-
-
-def coordinates(model: Any, site: str) -> Coordinates:
-    """The activation's own coordinates at a site as if they were features, for controls.
-
-    They are signed: score them with `power=2`.
-    """
-    (where,) = sites.parse(site, model.n_layers)
-    make: Callable[..., Coordinates] = Coordinates
-    return make(
-        None,
-        str(where),
-        str(where),
-        model.fingerprint,
-        f"coordinates of {where}",
-        width=model.d_model,
-        at=model.device,
-    )
